@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'AI_NAME', 'ARTIST_SLUG', 'YEAR', 'COLUMNS',
-           'PICTURE_ENDINGS', 'PAINTED_MARK', 'folder_name', 'parse_folder', 'artist', 'parse_name', 'describe',
-           'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth', 'split_validation', 'parts',
-           'counts_by_class', 'fingerprint', 'atomic_write', 'console', 'data_folder']
+           'PICTURE_ENDINGS', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder', 'artist',
+           'parse_name', 'describe', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
+           'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'atomic_write', 'console', 'data_folder',
+           'count_folders', 'check_counts', 'check_space', 'kaggle_errors', 'download', 'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
-import functools, hashlib, os, re, shutil, sys
+import functools, hashlib, os, re, shutil, sys, zipfile, zlib
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -266,3 +267,83 @@ def data_folder(
     data = data or os.environ.get('ARTINSIGHT_DATA')
     if not data: raise FileNotFoundError('no data set named: give --data DIR or set ARTINSIGHT_DATA (get one with artinsight_download or artinsight_sample DEST)')
     return Path(data).expanduser()
+
+# %% ../nbs/00_data.ipynb #ea6e6940
+HANDLE = 'ravidussilva/real-ai-art/versions/5'  # AI-ArtBench on Kaggle
+ZIP_BYTES = 10_700_000_000  # its archive; the pictures in it are about as large again
+
+def count_folders(
+    root: Path,  # the folder that holds `train` and `test`
+) -> pd.DataFrame:  # split, folder, images, as in `COUNTS`
+    "How many pictures each folder holds."
+    folders = [folder for split in ('train', 'test') if (root / split).is_dir() for folder in os.scandir(root / split) if folder.is_dir()]
+    return pd.DataFrame([(Path(folder).parent.name, folder.name, sum(file.name.lower().endswith(PICTURE_ENDINGS) for file in os.scandir(folder)))
+                         for folder in folders], columns=COUNTS.columns)
+
+# %% ../nbs/00_data.ipynb #10311cc2
+def check_counts(
+    root: Path,  # the folder that holds `train` and `test`
+    counts: pd.DataFrame = COUNTS,  # what it should hold
+):
+    "ValueError that names the first folder whose number of pictures is wrong."
+    both = counts.merge(count_folders(root), on=['split', 'folder'], how='left', suffixes=('', '_found')).fillna({'images_found': 0})
+    wrong = both[both.images != both.images_found]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise ValueError(f'{len(wrong)} of {len(both)} folders are incomplete, the first is {first.split}/{first.folder} with {int(first.images_found)} '
+                         f'of {first.images} pictures: delete {root.parent} and run artinsight_download again')
+
+# %% ../nbs/00_data.ipynb #fc5608e1
+def check_space(
+    cache: Path,  # where the archive and the pictures will stand
+    archive: Path,  # the archive, perhaps half there
+):
+    "OSError where archive and pictures do not fit side by side."
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    needed = 2 * ZIP_BYTES - (archive.stat().st_size if archive.exists() else 0)
+    free = shutil.disk_usage(place).free
+    if free < needed: raise OSError(f'{cache} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: free some, or name another folder')
+
+# %% ../nbs/00_data.ipynb #9a8b9a8e
+@contextmanager
+def kaggle_errors(
+    archive: Path,  # the archive that kagglehub fills
+):
+    "Turn what kagglehub raises into OSErrors that say what to do; a damaged archive is deleted, a partial one kept."
+    import kagglehub, requests
+    try: yield
+    except requests.HTTPError as error: raise OSError(f'Kaggle refused {HANDLE}: {error}') from error
+    except requests.RequestException as error:
+        raise OSError(f'no connection to Kaggle ({type(error).__name__}): what came is kept, run artinsight_download again to go on') from error
+    except kagglehub.exceptions.DataCorruptionError as error:
+        raise OSError('the archive arrived damaged and was deleted: run artinsight_download again') from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        archive.unlink(missing_ok=True)
+        raise OSError(f'the archive was damaged ({error}) and was deleted: run artinsight_download again') from error
+
+# %% ../nbs/00_data.ipynb #c515d170
+def download(
+    folder=None,  # where to keep it; None: kagglehub's own cache
+    counts: pd.DataFrame = COUNTS,  # what it should hold
+) -> Path:  # the folder that holds `train` and `test`
+    "Fetch AI-ArtBench, going on where an earlier call stopped; ImportError, OSError or ValueError say what to do."
+    os.environ.setdefault('KAGGLEHUB_VERBOSITY', 'warning')  # its log would go to standard output
+    try: import kagglehub
+    except ImportError as error: raise ImportError("kagglehub is missing: pip install 'artinsight[data]'") from error
+    if folder is not None: os.environ['KAGGLEHUB_CACHE'] = str(Path(folder).expanduser().absolute())
+    cache = Path(kagglehub.config.get_cache_folder())
+    home, version = cache / 'datasets' / HANDLE.rpartition('/versions/')[0], HANDLE.rpartition('/')[2]
+    archive = home / f'{version}.archive'
+    lent = {'TBE_RUNTIME_ADDR', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ)  # Colab and Kaggle lend a copy of their own
+    if not lent and not ((home / f'{version}.complete').exists() and (home / 'versions' / version).exists()): check_space(cache, archive)
+    with kaggle_errors(archive): root = Path(kagglehub.dataset_download(HANDLE)) / 'Real_AI_SD_LD_Dataset'
+    check_counts(root, counts)
+    return root
+
+# %% ../nbs/00_data.ipynb #4f86dbc6
+@console
+def artinsight_download(
+    folder: str = None,  # where to keep it (default: kagglehub's cache)
+):
+    "Fetch AI-ArtBench from Kaggle (about 11 GB, resumable) and print its folder."
+    print(download(folder))
