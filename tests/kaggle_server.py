@@ -1,0 +1,111 @@
+"""A stand-in for Kaggle on this machine, for kagglehub's own client.
+
+kagglehub offers no endpoint variable with a free port, so the server plays the HTTP proxy: with
+`KAGGLE_API_ENVIRONMENT=LOCALHOST` the client asks for http://localhost/api/v1/..., and `HTTP_PROXY` sends that here.
+Nothing in kagglehub is patched. It answers as Kaggle does: the call is redirected to the stored archive, which
+has a length, an md5 in `x-goog-hash` and byte ranges. Run by hand: `python tests/kaggle_server.py ARCHIVE.zip`.
+"""
+import base64, hashlib, io, json, os, sys, threading, time, zipfile
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = 'Real_AI_SD_LD_Dataset'
+CALL = '/api/v1/datasets.DatasetApiService/DownloadDataset'
+
+class Kaggle(ThreadingHTTPServer):
+    "Serves one archive; `drops` says after how many bytes each of the next transfers is cut."
+    daemon_threads = True
+    def __init__(self, archive, drops=(), rate=None, wrong_md5=False, status=None, known='ravidussilva/real-ai-art/5'):
+        super().__init__(('127.0.0.1', 0), Answer)
+        self.archive, self.drops, self.rate, self.wrong_md5, self.status, self.known = (
+            Path(archive), list(drops), rate, wrong_md5, status, known)
+        with self.archive.open('rb') as f: digest = hashlib.file_digest(f, 'md5') if sys.version_info >= (3, 11) else hashlib.md5(f.read())
+        self.md5 = base64.b64encode(digest.digest()).decode()
+        self.log = []                            # (path, range or None, bytes sent) of each transfer of the archive
+
+    def env(self, cache):
+        "Environment variables that lead kagglehub's client here, with its cache in folder `cache`."
+        url = f'http://127.0.0.1:{self.server_address[1]}'
+        return dict(KAGGLE_API_ENVIRONMENT='LOCALHOST', HTTP_PROXY=url, http_proxy=url, NO_PROXY='', no_proxy='',
+                    KAGGLEHUB_CACHE=str(cache), KAGGLE_CONFIG_DIR=str(cache))
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *args): pass
+
+    def say(self, status, payload):
+        body = json.dumps(payload).encode()
+        self.send_response(status)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers.get('Content-Length', 0))) or b'{}')
+        handle = '/'.join(str(asked.get(key)) for key in ('ownerSlug', 'datasetSlug', 'datasetVersionNumber'))
+        if self.server.status: return self.say(self.server.status, dict(code=self.server.status, message='no luck today'))
+        if not self.path.endswith(CALL) or handle != self.server.known:
+            return self.say(404, dict(code=404, message=f'{handle} not found'))
+        self.send_response(302)
+        self.send_header('Location', 'http://localhost/storage/archive.zip')
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+
+    def do_GET(self):
+        server, size, span = self.server, self.server.archive.stat().st_size, self.headers.get('Range')
+        start = int(span.removeprefix('bytes=').split('-')[0]) if span else 0
+        self.send_response(206 if span else 200)
+        self.send_header('Content-Type', 'application/zip')
+        self.send_header('Content-Length', str(size - start))
+        self.send_header('Accept-Ranges', 'bytes')
+        self.send_header('x-goog-hash', f"crc32c=AAAAAA==,md5={'AAAAAAAAAAAAAAAAAAAAAA==' if server.wrong_md5 else server.md5}")
+        if span: self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
+        self.end_headers()
+        left = server.drops.pop(0) if server.drops else size - start
+        sent = self.transfer(start, left)
+        server.log.append((self.path, span, sent))
+        if sent < size - start: self.close_connection = True
+
+    def transfer(self, start, left, chunk=1 << 18):
+        "Send `left` bytes from `start`; returns how many went out."
+        sent = 0
+        try:
+            with self.server.archive.open('rb') as f:
+                f.seek(start)
+                while sent < left and (block := f.read(min(chunk if not self.server.rate else 1 << 14, left - sent))):
+                    self.wfile.write(block)
+                    sent += len(block)
+                    if self.server.rate: time.sleep(len(block) / self.server.rate)
+        except (BrokenPipeError, ConnectionResetError): pass
+        return sent
+
+@contextmanager
+def serve(archive, **options):
+    "A running server for the block: `with serve('a.zip', drops=[1000]) as kaggle: ... kaggle.env(cache)`."
+    server = Kaggle(archive, **options)
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.05), daemon=True)
+    thread.start()
+    try: yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+def zip_folder(folder, dest):
+    "Pack a data set folder (with train/ and test/ in it) as Kaggle does: everything below `Real_AI_SD_LD_Dataset/`."
+    with zipfile.ZipFile(dest, 'w', zipfile.ZIP_STORED) as z:
+        for path in sorted(Path(folder).rglob('*')):
+            if path.is_file(): z.write(path, f'{ROOT}/{path.relative_to(folder).as_posix()}')
+    return Path(dest)
+
+def zip_names(names, dest, content=b''):
+    "An archive with these relative paths, all of the same content (bytes, or a function of the name)."
+    with zipfile.ZipFile(dest, 'w', zipfile.ZIP_STORED) as z:
+        for name in names: z.writestr(f'{ROOT}/{name}', content(name) if callable(content) else content)
+    return Path(dest)
+
+if __name__ == '__main__':
+    with serve(sys.argv[1]) as kaggle:
+        print('\n'.join(f'export {k}={v!r}' for k, v in kaggle.env(Path.cwd()/'kagglehub').items()), flush=True)
+        threading.Event().wait()
