@@ -22,7 +22,9 @@ class Kaggle(ThreadingHTTPServer):
             Path(archive), list(drops), rate, wrong_md5, status, known)
         with self.archive.open('rb') as f: digest = hashlib.file_digest(f, 'md5') if sys.version_info >= (3, 11) else hashlib.md5(f.read())
         self.md5 = base64.b64encode(digest.digest()).decode()
-        self.log = []                            # (path, range or None, bytes sent) of each transfer of the archive
+        self.began, self.log = False, []         # log: the range of each request for the archive, None for all of it
+
+    def handle_error(self, *args): pass           # a client that was killed is no news
 
     def env(self, cache):
         "Environment variables that lead kagglehub's client here, with its cache in folder `cache`."
@@ -63,10 +65,11 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header('x-goog-hash', f"crc32c=AAAAAA==,md5={'AAAAAAAAAAAAAAAAAAAAAA==' if server.wrong_md5 else server.md5}")
         if span: self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
         self.end_headers()
-        left = server.drops.pop(0) if server.drops else size - start
-        sent = self.transfer(start, left)
-        server.log.append((self.path, span, sent))
-        if sent < size - start: self.close_connection = True
+        read = span or not server.began               # to resume, the client opens the whole file, leaves it, and asks for a range
+        server.began = True
+        left = server.drops.pop(0) if server.drops and read else size - start
+        server.log.append(span)
+        if self.transfer(start, left) < size - start: self.close_connection = True
 
     def transfer(self, start, left, chunk=1 << 18):
         "Send `left` bytes from `start`; returns how many went out."
