@@ -1,0 +1,66 @@
+"""Shared by all tests: the `slow` marker and three fixtures: `sample`, `runs`, `shared`."""
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='run the tests that take minutes, too')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes minutes; runs only with --slow')
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--slow'):
+        return
+    slow = [item for item in items if 'slow' in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(slow)
+        items[:] = [item for item in items if 'slow' not in item.keywords]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def scripts_on_path():
+    "The console scripts of this environment come first, however pytest was called."
+    bin_folder = str(Path(sys.executable).parent)
+    if bin_folder not in os.environ['PATH'].split(os.pathsep):
+        os.environ['PATH'] = bin_folder + os.pathsep + os.environ['PATH']
+
+
+@pytest.fixture(scope='session')
+def sample():
+    "The painted sample's folder, painted once per machine."
+    from artinsight.sample import painted_sample
+    return Path(painted_sample())
+
+
+@pytest.fixture(scope='session')
+def runs(sample):
+    "The five experiments, quick, trained on the painted sample: made once per version of the package. Read only."
+    code = hashlib.sha256()
+    for module in sorted((ROOT/'artinsight').glob('*.py')):
+        if module.stem in ('data', 'sample', 'loading', 'training', 'baseline', 'resnet18', 'evaluation', 'study'):
+            code.update(module.read_bytes())
+    cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home()/'.cache/artinsight')
+    folder = cache/'test-runs'/code.hexdigest()[:16]
+    done = subprocess.run(['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope='session')
+def shared():
+    "The folder of real art and known names beside a development checkout."
+    folder = ROOT.parent/'shared'
+    if not (folder/'real-art').is_dir():
+        pytest.skip('no ../shared here')
+    return folder
