@@ -147,8 +147,7 @@ def choose(
     seed: int = 0,  # of the draw
 ) -> pd.DataFrame:  # the chosen rows of the training half, in the index's order
     "A balanced choice of training pictures; ValueError where there are none."
-    train = frame[frame.split == 'train'].sort_values('path')
-    if train.empty: raise ValueError('no training pictures: the train folder is missing or empty')
+    if (train := frame[frame.split == 'train'].sort_values('path')).empty: raise ValueError('no training pictures: the train folder is missing or empty')
     chosen, short = [], {}
     for (style, origin), rows in train.groupby(['style', 'origin']):
         generators = sorted(set(rows.generator))
@@ -169,16 +168,17 @@ def grouped_tenth(
     draw: np.random.Generator,  # source of the order
 ) -> np.ndarray:  # bool, True for validation
     "Mark whole groups for validation until every class has what it wants, never more."
-    left = dict(wanted)
-    parts = pd.Series(list(zip(frame['class'], frame.generator)), index=frame.group)
-    contents = parts.groupby(level=0, sort=True).agg(lambda group: group.value_counts().to_dict())
-    taken = set()
-    for place in draw.permutation(len(contents)):
-        need = contents.iloc[place]
-        if all(left[part] >= n for part, n in need.items()):
-            taken.add(contents.index[place])
-            for part, n in need.items(): left[part] -= n
-    return frame.group.isin(taken).to_numpy()
+    part, kinds = pd.factorize(pd.MultiIndex.from_frame(frame[['class', 'generator']]))
+    group, names = pd.factorize(frame.group, sort=True)
+    pairs, sizes = np.unique(group * len(kinds) + part, return_counts=True)  # how much of which part a group holds
+    start = np.searchsorted(pairs // len(kinds), np.arange(len(names) + 1))
+    needed, left, taken = pairs % len(kinds), np.array([wanted[kind] for kind in kinds]), np.zeros(len(names), bool)
+    for place in draw.permutation(len(names)):
+        mine = slice(start[place], start[place + 1])
+        if (left[needed[mine]] >= sizes[mine]).all():
+            taken[place] = True
+            left[needed[mine]] -= sizes[mine]
+    return taken[group]
 
 # %% ../nbs/00_data.ipynb #00ba7948
 def split_validation(
