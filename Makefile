@@ -1,7 +1,7 @@
 # `make report` runs the study and builds its pages; `make test` passes the tests. Both set up .venv on their first run.
 .PHONY: setup report test bench docs
 IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
-PAGES = @$(IN_VENV) python nbs/_pages.py
+PAGES = @.venv/bin/python nbs/_pages.py
 export PYTHON
 
 setup: .venv/.setup-stamp

@@ -324,4 +324,5 @@ def check():
 if __name__ == '__main__':
     commands = {'report': report, 'docs': docs, 'check': check}
     if len(sys.argv) != 2 or sys.argv[1] not in commands: sys.exit(f'usage: python nbs/_pages.py {"|".join(commands)}')
+    os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])    # nbdev's and our own scripts
     commands[sys.argv[1]]()
