@@ -6,8 +6,9 @@
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'AI_NAME', 'ARTIST_SLUG', 'YEAR', 'COLUMNS',
            'PICTURE_ENDINGS', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder', 'artist',
            'parse_name', 'describe', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
-           'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'atomic_write', 'console', 'data_folder',
-           'count_folders', 'check_counts', 'check_space', 'kaggle_errors', 'download', 'artinsight_download']
+           'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'atomic_write', 'cache_folder', 'console',
+           'data_folder', 'count_folders', 'check_counts', 'check_space', 'kaggle_errors', 'download',
+           'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
 import functools, hashlib, os, re, shutil, sys, zipfile, zlib
@@ -242,6 +243,11 @@ def atomic_write(
     finally:
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
         else: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #60c50eeb
+def cache_folder() -> Path:
+    "Where decoded pictures and the painted sample are kept: `$ARTINSIGHT_CACHE`, else `~/.cache/artinsight`."
+    return Path(os.environ.get('ARTINSIGHT_CACHE') or '~/.cache/artinsight').expanduser()
 
 # %% ../nbs/00_data.ipynb #08092914
 def console(
