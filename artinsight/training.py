@@ -24,7 +24,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 
 # %% ../nbs/03_training.ipynb #8aaf9cd6
 from filelock import FileLock, Timeout
@@ -76,8 +76,7 @@ class CPUMixedPrecision(MixedPrecision):
     "fastai's bfloat16 training, on a CPU."
     def __init__(self): super().__init__('bf16')
     def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), torch.amp.GradScaler('cpu', enabled=False), []
 
 def precision_callbacks(
     precision,  # what `loading.pick_precision` returned
@@ -133,6 +132,7 @@ def after_epoch(self: Checkpoint):
     losses = dict(zip(self.recorder.metric_names[1:-1], (float(value) for value in self.recorder.values[-1])))
     self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds, 'seconds': time.perf_counter() - self.began})
     if self.new_best: self.best_weights = copy_weights(self.model)
+    if not hasattr(self, 'progress'): print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()), file=sys.stderr)
     self.write()
     if self.finished: raise CancelFitException()
 
@@ -312,7 +312,7 @@ def make_learner(
                     lr=experiment.lr, metrics=accuracy, wd=0., wd_bn_bias=True, train_bn=False,
                     cbs=[KeepFrozen(), *precision_callbacks(precision, dls.device), *cbs])
     in_notebook = 'ipykernel' in sys.modules
-    if not in_notebook and not sys.stderr.isatty(): learn.remove_cb(ProgressCallback)  # plain lines in a log
+    if not in_notebook and not sys.stderr.isatty(): learn.remove_cb(ProgressCallback).logger = noop  # `Checkpoint` writes plain lines instead
     return learn
 
 # %% ../nbs/03_training.ipynb #0494880b

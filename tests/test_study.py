@@ -1,0 +1,107 @@
+"""The study from the command line: five complete records, skipped when done, trained anew when asked for something else."""
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from artinsight.data import CLASSES, fingerprint, index
+from artinsight.evaluation import evaluate
+from artinsight.study import EXPERIMENTS
+from artinsight.training import load_predictions, read_record
+
+SCORES = {'n', 'loss', 'accuracy', 'accuracy_ci95', 'balanced_accuracy', 'precision_weighted', 'recall_weighted', 'f1_weighted',
+          'precision_macro', 'recall_macro', 'f1_macro', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'ece'}
+
+
+def script(*words):
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_a_record_says_where_its_figures_come_from(runs, sample, name):
+    record, frame = read_record(runs / name), index(sample)
+    assert record['experiment']['name'] == name and record['quick'] is True and record['init'] == 'none'
+    assert record['data']['name'] == 'painted sample' and record['data']['index_sha256'] == fingerprint(frame)
+    assert sum(record['data']['counts']['test'].values()) == record['test']['n'] == (frame.split == 'test').sum()
+    assert sum(record['data']['counts']['validation'].values()) == record['validation']['n']
+    assert set(record['data']['counts']['train']) == set(CLASSES)
+    assert {'versions', 'device', 'precision'} <= set(record['environment']) and 'git' in record
+    assert record['images_per_second'] > 0 and record['seconds'] > 0
+    for part in ('validation', 'test'):
+        assert set(record[part]) == SCORES
+        low, high = record[part]['accuracy_ci95']
+        assert 0 <= low <= record[part]['accuracy'] <= high <= 1
+        assert all(0 <= value <= 1 for key, value in record[part].items() if key not in ('n', 'loss', 'accuracy_ci95'))
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_the_record_agrees_with_what_was_saved(runs, name):
+    record, history = read_record(runs / name), pd.read_csv(runs / name / 'history.csv')
+    assert record['best_epoch'] == history.valid_loss.idxmin()
+    assert len(history) == record['epochs'] <= record['experiment']['epochs']
+    ids, target, probs = load_predictions(runs / name, 'test')
+    assert record['test'] == evaluate(target, probs, ids)
+    assert [CLASSES.index(f"{'AI' if '/AI_' in path else 'human'}_{style(path)}") for path in ids] == list(target)
+    assert not set(ids) & set(load_predictions(runs / name, 'validation')[0])
+    assert not (runs / name / 'checkpoint.safetensors').exists()
+    best = history.valid_loss.min()
+    validation = load_predictions(runs / name, 'validation')
+    saved = -np.log(validation[2][np.arange(len(validation[1])), validation[1]].clip(2**-24)).mean()
+    assert saved == pytest.approx(best, rel=.03)  # probabilities are saved as float16, the model may run in bfloat16
+
+
+def style(path):
+    return path.split('/')[1].removeprefix('AI_LD_').removeprefix('AI_SD_').replace('-', '_')
+
+
+def test_a_model_learns_more_than_chance_and_less_than_all(runs):
+    accuracies = {name: read_record(runs / name)['test']['accuracy'] for name in EXPERIMENTS}
+    assert max(accuracies.values()) > .3, accuracies
+    assert max(accuracies.values()) < 1, accuracies
+
+
+def test_finished_runs_are_skipped_and_the_summary_goes_to_standard_output(runs, sample):
+    before = {file: file.stat().st_mtime_ns for file in runs.rglob('model.safetensors')}
+    done = script('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none', '--json')
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('already done') == 5
+    assert [record['experiment']['name'] for record in json.loads(done.stdout)] == list(EXPERIMENTS)
+    assert {file: file.stat().st_mtime_ns for file in runs.rglob('model.safetensors')} == before
+
+
+def test_another_seed_is_trained_anew(runs, sample, tmp_path):
+    shutil.copytree(runs / 'simple_cnn', tmp_path / 'simple_cnn')
+    done = script('artinsight_train', 'simple_cnn', '--data', sample, '--runs', tmp_path, '--quick', '--seed', 7, '--json')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]['experiment']['seed'] == 7
+    assert read_record(tmp_path / 'simple_cnn')['test'] != read_record(runs / 'simple_cnn')['test']
+
+
+def test_evaluate_computes_the_figures_again(runs):
+    done = script('artinsight_evaluate', runs / 'simple_cnn', '--json')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]['test'] == read_record(runs / 'simple_cnn')['test']
+    assert 'simple_cnn' in script('artinsight_evaluate', runs / 'simple_cnn').stdout
+
+
+def test_missing_imagenet_weights_are_an_error_that_names_the_ways_out(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nobody listens there
+    done = script('artinsight_train', 'resnet18_base', '--data', sample, '--runs', tmp_path / 'runs', '--quick')
+    assert done.returncode == 2
+    message = done.stderr.strip().splitlines()[-1]
+    assert all(word in message for word in ('--weights none', '--weights FILE', 'checkpoints')), message
+    assert not (tmp_path / 'runs' / 'resnet18_base' / 'record.json').exists()
+
+
+@pytest.mark.slow
+def test_real_art_from_scratch(shared, tmp_path):
+    done = script('artinsight_reproduce', '--data', shared / 'real-art', '--quick', '--weights', 'none', '--runs', tmp_path, '--json')
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert len(records) == 5
+    best = max((record for record in records if 'resnet18' in record['experiment']['name']), key=lambda record: record['test']['accuracy'])
+    assert best['test']['accuracy'] >= .25 and best['test']['origin_accuracy'] >= .78
