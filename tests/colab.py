@@ -1,0 +1,97 @@
+"""Run every notebook as Colab would: alone in an empty folder, newest packages, torch already there, no nbdev, no repository.
+
+    python tests/colab.py [--slow] [NOTEBOOK...]
+
+Builds a Python 3.12 environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again,
+executes all cells top to bottom in one kernel with the install cell pointed at a copy of this checkout, and looks whether
+torch was replaced. Cells marked `#| cuda` are left out where there is no GPU, `#| slow` ones without `--slow`; the table counts them.
+"""
+import argparse, os, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+HOME = Path(tempfile.gettempdir())/'artinsight-colab'
+PYTHON = HOME/'venv/bin/python'
+# What Colab brings of our world; its torch is the newest here.
+BROUGHT = ['torch', 'torchvision', 'fastai>=2.8.7', 'fastcore>=2', 'pandas', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors',
+           'timm', 'gradio', 'kagglehub', 'ipykernel', 'nbclient', 'nbformat', 'pip', 'setuptools', 'wheel']
+
+def uv(*args):
+    program = shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    if not program: sys.exit('colab: uv is missing: python -m pip install uv')
+    subprocess.run([program, *map(str, args)], check=True)
+
+def interpreter(version):
+    "An installed Python of this version (on the path, or pyenv's), else the bare version, which uv may know how to get."
+    pyenv = Path(os.environ.get('PYENV_ROOT', Path.home()/'.pyenv'))/'versions'
+    found = [shutil.which(f'python{version}'), *(p/'bin/python' for p in sorted(pyenv.glob(f'{version}.*'), reverse=True))]
+    works = (p for p in found if p and subprocess.run([p, '-c', ''], capture_output=True).returncode == 0)
+    return next(works, version)
+
+def environment():
+    "The environment, built once; a half-built one is begun again."
+    done = HOME/'done.txt'
+    if not (done.exists() and done.read_text() == ' '.join(BROUGHT)):
+        shutil.rmtree(HOME, ignore_errors=True)
+        uv('venv', '-q', '--python', interpreter('3.12'), HOME/'venv')
+        uv('pip', 'install', '-q', '--python', PYTHON, *BROUGHT)
+        done.write_text(' '.join(BROUGHT))
+
+def torch_mark():
+    "What changes when torch is replaced: its version and the date of its files."
+    code = "import torch, torchvision, os; print(torch.__version__, torchvision.__version__, os.stat(torch.__file__).st_mtime_ns)"
+    return subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout
+
+def source():
+    "A copy of what git has and of what is new, as Colab would get it from GitHub; the build leaves nothing in the checkout."
+    copy = HOME/'source'
+    shutil.rmtree(copy, ignore_errors=True)
+    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split('\0')):
+        if not (REPO/name).exists(): continue
+        (copy/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO/name, copy/name)
+    return copy
+
+RUN = """
+import sys, nbformat, torch
+from nbclient import NotebookClient
+path, leave = sys.argv[1], sys.argv[2].split(',')
+nb = nbformat.read(path, 4)
+def left_out(cell): return cell.cell_type == 'code' and any(line.replace(' ', '').startswith('#|' + flag) for line in cell.source.splitlines()[:4] for flag in leave)
+before = len(nb.cells)
+nb.cells = [cell for cell in nb.cells if not left_out(cell)]
+NotebookClient(nb, timeout=1800, kernel_name='python3', resources={'metadata': {'path': sys.argv[3]}}).execute()
+print('left out', before - len(nb.cells))
+"""
+
+def run(notebook, copy, leave):
+    "(seconds, cells left out or the error's last lines, torch untouched) of one notebook."
+    subprocess.run([PYTHON, '-m', 'pip', 'uninstall', '-q', '-y', 'artinsight'], check=True, capture_output=True)
+    mark, start = torch_mark(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        alone = shutil.copy(notebook, folder)
+        env = {name: value for name, value in os.environ.items() if not name.startswith(('ARTINSIGHT_', 'VIRTUAL_ENV', 'PYTHONPATH'))}
+        env |= dict(ARTINSIGHT_SOURCE=str(copy), PATH=f"{PYTHON.parent}{os.pathsep}{env['PATH']}", COLAB_RELEASE_TAG='rehearsal')
+        got = subprocess.run([PYTHON, '-c', RUN, alone, ','.join(leave), folder], env=env, cwd=folder, capture_output=True, text=True)
+    said = got.stdout.strip().splitlines()[-1] if got.returncode == 0 else 'FAILED\n' + '\n'.join(got.stderr.strip().splitlines()[-12:])
+    return time.perf_counter() - start, said, torch_mark() == mark
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('notebooks', nargs='*', type=Path, help='default: all of nbs/')
+    parser.add_argument('--slow', action='store_true', help='run the `#| slow` cells too')
+    args = parser.parse_args()
+    environment()
+    copy, gpu = source(), shutil.which('nvidia-smi') is not None
+    leave = ['eval:false'] + ([] if gpu else ['cuda']) + ([] if args.slow else ['slow'])
+    print(f'Colab rehearsal: Python 3.12, torch {torch_mark().split()[0]}, cells left out: {", ".join(leave)}')
+    bad = 0
+    for notebook in args.notebooks or sorted((REPO/'nbs').glob('*.ipynb')):
+        seconds, said, same = run(notebook.resolve(), copy, leave)
+        bad += said.startswith('FAILED') or not same
+        print(f"{notebook.name:24} {seconds:6.1f} s  {'torch kept' if same else 'TORCH REPLACED'}  {said}", flush=True)
+    print('all green' if not bad else f'{bad} failed')
+    sys.exit(bool(bad))
+
+if __name__ == '__main__': main()

@@ -1,0 +1,290 @@
+"""What goes wrong on other people's machines: each fault has one clear line, and leaves nothing half-written."""
+import importlib, importlib.util, json, math, os, shutil, subprocess, sys, tempfile, time
+from configparser import ConfigParser
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from artinsight import data, loading, study, training
+from artinsight.data import CLASSES, FOLDERS
+
+ROOT = Path(__file__).resolve().parents[1]
+settings = ConfigParser(delimiters=['='])
+settings.read(ROOT/'settings.ini', encoding='utf-8')
+SCRIPTS = dict(line.split('=') for line in settings['DEFAULT']['console_scripts'].split())
+TAKE_A_RUN = [name for name in ('artinsight_evaluate', 'artinsight_predict', 'artinsight_explain', 'artinsight_app', 'artinsight_audit', 'artinsight_export') if name in SCRIPTS]
+IS_ROOT = hasattr(os, 'geteuid') and os.geteuid() == 0
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    "Call a console script as the shell would: (exit code, standard output, standard error)."
+    def call(name, *argv):
+        module, function = SCRIPTS[name].split(':')
+        function = getattr(importlib.import_module(module), function)
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, argv)])
+        code, _ = 0, capsys.readouterr()
+        try: function()
+        except SystemExit as leaving: code = leaving.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+    return call
+
+def refused(said, match):
+    "Exit 2, nothing on standard output, one line that says what is wrong."
+    code, out, err = said
+    assert (code, out) == (2, '') and match in err.splitlines()[-1], said
+    assert 'Traceback' not in err and err.endswith('\n') and len([line for line in err.splitlines() if line.startswith('artinsight_')]) == 1, err
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch, sample):
+    "Stores of these tests stay in their own folder; the sample is painted before."
+    monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path/'cache'))
+    monkeypatch.delenv('ARTINSIGHT_DATA', raising=False)
+
+@pytest.fixture
+def tiny(sample, tmp_path):
+    "Nine training and three test pictures of each folder of the painted sample, copied so that they may be broken."
+    for split, n in (('train', 9), ('test', 3)):
+        for folder in FOLDERS:
+            (tmp_path/'tiny'/split/folder).mkdir(parents=True)
+            for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, tmp_path/'tiny'/split/folder)
+    return tmp_path/'tiny'
+
+@contextmanager
+def small_disk(where, megabytes, options=''):
+    "A file system of this size, or a skip."
+    if not IS_ROOT or not shutil.which('mount'): pytest.skip('mounting a small file system needs root')
+    where.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m{options}', 'none', str(where)], capture_output=True).returncode:
+        pytest.skip('this machine does not let us mount a tmpfs')
+    try: yield where
+    finally: subprocess.run(['umount', '-l', str(where)], check=False)
+
+@contextmanager
+def as_nobody():
+    "Without root's rights, to whom no file is closed."
+    if not IS_ROOT:
+        yield
+        return
+    os.seteuid(65534)
+    try: yield
+    finally: os.seteuid(0)
+
+# Bad input to the scripts that take a data set
+
+def empty(folder): (folder/'train').mkdir(parents=True); (folder/'test').mkdir()
+def only_empty_folders(folder): [(folder/split/name).mkdir(parents=True) for split in ('train', 'test') for name in FOLDERS]
+def other_folders(folder): (folder/'train/cats').mkdir(parents=True); (folder/'train/cats/a.jpg').touch()
+def no_halves(folder): (folder/'baroque').mkdir(parents=True)
+def a_file(folder): folder.write_text('not a folder')
+
+DATA = [(None, 'no such folder'), (empty, 'no pictures'), (only_empty_folders, 'no pictures'), (other_folders, "unknown folder 'cats'"),
+        (no_halves, 'no train or test folder'), (a_file, 'no such folder')]
+
+@pytest.mark.parametrize('make,match', DATA, ids=[make.__name__ if make else 'missing' for make, _ in DATA])
+@pytest.mark.parametrize('name', ['artinsight_train', 'artinsight_reproduce'])
+def test_bad_data_folders(script, tmp_path, name, make, match):
+    folder, runs = tmp_path/'data', tmp_path/'runs'
+    if make: make(folder)
+    what = ['simple_cnn'] if name == 'artinsight_train' else []
+    refused(script(name, *what, '--data', folder, '--runs', runs, '--quick', '--weights', 'none'), match)
+    assert not runs.exists() and not (tmp_path/'cache').exists()
+
+def test_no_data_set_named(script, tmp_path):
+    refused(script('artinsight_reproduce', '--runs', tmp_path/'runs'), 'no data set named')
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('flags,match', [
+    (['vgg16'], "unknown experiment 'vgg16'"), (['simple_cnn', '--device', 'abacus'], "no device 'abacus'"),
+    (['simple_cnn', '--precision', 'int3'], 'int3'), (['resnet18_base', '--weights', 'nowhere.pth'], 'nowhere.pth')])
+def test_bad_flags(script, tiny, tmp_path, flags, match):
+    refused(script('artinsight_train', *flags, '--data', tiny, '--runs', tmp_path/'runs', '--quick'), match)
+    assert not list((tmp_path/'runs').rglob('*.*'))
+
+def test_weights_that_are_none(script, tiny, tmp_path):
+    (tmp_path/'w.pth').write_bytes(b'cos\nsystem\n(S"touch bang"\ntR.')
+    refused(script('artinsight_train', 'resnet18_base', '--weights', tmp_path/'w.pth', '--data', tiny, '--runs', tmp_path/'runs', '--quick'), 'not a file of weights')
+
+@pytest.mark.parametrize('name', TAKE_A_RUN)
+@pytest.mark.parametrize('what', ['missing', 'empty', 'older', 'other classes', 'not json', 'other recipe'])
+def test_bad_runs(script, tmp_path, sample, name, what):
+    "A folder that is no run, an unfinished one, one of an older version or of other classes: the same clear line from every script."
+    if not importlib.util.find_spec(SCRIPTS[name].split(':')[0]): pytest.skip(f'{name} is declared, its module is not here')
+    run, record = tmp_path/'run', dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment={}, init='none', data={}, validation={}, test={})
+    if what != 'missing': run.mkdir()
+    if what == 'older': record['format'] = 0
+    if what == 'other classes': record['classes'] = ['cat', 'dog']
+    if what not in ('missing', 'empty'): (run/'record.json').write_text('{"exp' if what == 'not json' else json.dumps(record))
+    picture = next((sample/'test/baroque').iterdir())
+    more = {'artinsight_predict': [picture], 'artinsight_explain': [picture, '--out', tmp_path/'out'], 'artinsight_audit': ['--data', sample]}.get(name, [])
+    match = {'older': 'another version', 'other classes': 'other classes', 'not json': 'cannot be read'}.get(what, '')
+    refused(script(name, run, *more), match)
+    assert not (tmp_path/'out').exists() or not list((tmp_path/'out').iterdir())
+
+# Bad pictures are left out by name
+
+def break_pictures(folder):
+    "One of each kind of bad picture in `train/baroque`; what each is called and why it is bad."
+    good = sorted((folder/'train/baroque').iterdir())
+    good[0].write_text('this is no picture')
+    good[1].write_bytes(good[1].read_bytes()[:2000])
+    good[2].write_bytes(b'')
+    good[3].unlink()
+    good[3].mkdir()
+    good[4].unlink()
+    good[4].symlink_to('nowhere.jpg')
+    reasons = ['not a picture', 'truncated', 'an empty file', 'is a directory', 'no such file']
+    return {str(file.relative_to(folder)): reason for file, reason in zip(good, reasons)}
+
+def test_bad_pictures_are_named_and_counted(tiny, tmp_path, capsys):
+    expected, frame = break_pictures(tiny), data.index(tiny)
+    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    found = dict(zip(store.bad.path, store.bad.reason))
+    assert found.keys() == expected.keys() and all(reason in found[path] for path, reason in expected.items()), found
+    assert len(store) == len(frame) - 5 and f'5 of {len(frame)} pictures left out' in capsys.readouterr().err
+
+def test_pictures_without_permission(tiny, capsys):
+    "Unreadable files are left out by name, for everybody but root."
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        folder = shutil.copytree(tiny, Path(place)/'tiny')
+        frame = data.index(folder)
+        closed = folder/frame.path[7]
+        closed.chmod(0)
+        with as_nobody(): store = loading.build_store(frame, folder, 32, Path(place)/'store', workers=1)
+        assert list(store.bad.path) == [frame.path[7]] and store.bad.reason[0] == 'permission denied'
+
+def test_one_percent_of_corrupt_pictures(tiny, tmp_path):
+    "Training goes on without them, and the record names them."
+    frame = data.index(tiny)
+    draw = np.random.default_rng(0)
+    spoiled = sorted(draw.choice(frame.path[frame.split == 'test'], max(1, len(frame)//100), replace=False))
+    for path in spoiled:
+        content = (tiny/path).read_bytes()
+        (tiny/path).write_bytes(content[:len(content)//3])
+    record = study.run_experiment(replace(study.find_experiment('simple_cnn', quick=True), epochs=1), data.index(tiny), tmp_path/'runs', device='cpu')
+    assert sorted(bad['path'] for bad in record['data']['excluded']) == spoiled
+    assert record['test']['n'] == sum(frame.split == 'test') - len(spoiled)
+
+def test_picture_that_vanished_after_the_store_was_built(tiny, tmp_path, capsys):
+    "Its block alone is decoded again, and it is named."
+    frame = data.index(tiny)
+    loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    (tiny/frame.path[100]).unlink()
+    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    assert list(store.bad.path) == [frame.path[100]] and 'no such file' in store.bad.reason[0] and '1/1 blocks' in capsys.readouterr().err
+
+# The store
+
+@pytest.mark.parametrize('how', ['flipped', 'truncated', 'longer', 'journal', 'no journal'])
+def test_damaged_store_is_found_and_rebuilt(tiny, tmp_path, capsys, how):
+    frame = data.index(tiny)
+    good = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    before, journal = good.file.read_bytes(), good.journal.read_text()
+    spoiled = bytearray(before)
+    if how == 'flipped': spoiled[len(before)//2] ^= 4
+    if how == 'truncated': spoiled = spoiled[:-5000]
+    if how == 'longer': spoiled += b'x'*100
+    good.file.write_bytes(spoiled)
+    if how == 'journal': good.journal.write_text(journal[:len(journal)//2])
+    if how == 'no journal': good.journal.unlink()
+    capsys.readouterr()
+    again = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    assert again.file.read_bytes() == before and again.journal.read_text() == journal
+    if how in ('flipped', 'truncated'): assert 'are damaged: decoding them again' in capsys.readouterr().err
+
+def test_no_space_for_the_store(tiny, tmp_path):
+    frame = data.index(tiny)
+    with small_disk(tmp_path/'small', 1) as small:
+        with pytest.raises(OSError, match=r'needs .* MB, .* MB are free: free some, or name another folder'): loading.build_store(frame, tiny, 64, small/'store', workers=1)
+        assert not list(small.rglob('*.*'))
+
+def test_no_space_for_the_run(script, tiny, tmp_path):
+    "Runs on a full disk: one line, nothing half-written."
+    with small_disk(tmp_path/'small', 1) as small:
+        said = script('artinsight_train', 'resnet18_base', '--data', tiny, '--runs', small, '--quick', '--weights', 'none', '--device', 'cpu')
+        left = [p.name for p in small.rglob('*') if p.is_file() and p.name != '.lock']
+        refused(said, 'space')
+        assert left == []
+
+def test_read_only_runs_folder(script, tiny, tmp_path):
+    with small_disk(tmp_path/'small', 8, ',ro') as small:
+        refused(script('artinsight_train', 'simple_cnn', '--data', tiny, '--runs', small, '--quick', '--device', 'cpu'), 'Read-only file system')
+
+def test_atomic_write_leaves_nothing_on_errors(tmp_path):
+    (tmp_path/'kept').write_text('old')
+    with pytest.raises(KeyError):
+        with data.atomic_write(tmp_path/'kept') as unfinished:
+            unfinished.write_text('half')
+            raise KeyError
+    assert (tmp_path/'kept').read_text() == 'old' and [p.name for p in tmp_path.iterdir() if p.is_file()] == ['kept']
+
+# Training
+
+def small_training(tiny, tmp_path, model=None, cbs=(), **changes):
+    "Train a small network for an epoch or two, the store in the test's folder."
+    recipe = replace(training.Experiment('small', 'simple_cnn', epochs=1, batch_size=32, lr=.01), **changes)
+    store = loading.build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1, progress=False)
+    rows = np.arange(len(store))
+    dls = loading.dataloaders(store, rows[::2], rows[1::4], rows[3::4], (), recipe.batch_size, 'cpu')
+    model = model or torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(192, 20))
+    return training.train(recipe, model, dls, tmp_path/'run', cbs=cbs), dls
+
+class Spoil(training.Callback):
+    "Make the loss of the third batch of the second epoch not a number."
+    def after_loss(self):
+        if self.training and self.epoch == 1 and self.iter == 2: self.learn.loss = self.learn.loss_grad = self.learn.loss*math.nan
+
+def test_loss_that_is_not_a_number_stops_and_names_its_batch(tiny, tmp_path):
+    with pytest.raises(ValueError) as caught: small_training(tiny, tmp_path, cbs=[Spoil()], epochs=3)
+    said = str(caught.value)
+    assert 'the loss is not finite in epoch 1, batch 2' in said and said.count('.jpg') == 32 and '\n' not in said
+    assert not (tmp_path/'run/model.safetensors').exists() and not (tmp_path/'run/predictions.npz').exists()
+
+def test_out_of_memory_proposes_a_batch_size(tiny, tmp_path):
+    class Hungry(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+        def forward(self, x): raise torch.OutOfMemoryError('CUDA out of memory')
+    with pytest.raises(ValueError, match='too little memory for batches of 32 at 32 px: try --batch_size 16'): small_training(tiny, tmp_path, Hungry())
+
+def test_two_trainings_in_one_folder(tiny, tmp_path):
+    with training.run_lock(tmp_path/'run'), pytest.raises(OSError, match='another training is at work'): small_training(tiny, tmp_path)
+    small_training(tiny, tmp_path)                                      # the lock went with its holder
+
+def test_damaged_checkpoint_is_not_believed(tiny, tmp_path):
+    "Half a checkpoint, or one of another training: begin anew."
+    (tmp_path/'run').mkdir()
+    for content in (b'', b'\x00'*100, b'{"not": "safetensors"}'*20):
+        (tmp_path/'run/checkpoint.safetensors').write_bytes(content)
+        summary, _ = small_training(tiny, tmp_path)
+        assert summary['epochs'] == 1
+
+def test_clock_that_jumps(tiny, tmp_path, monkeypatch):
+    "Backwards and forwards by years: nothing depends on it."
+    hours = iter([1e9, 0, 2e9, 5, 1e10, 1]*10_000)
+    monkeypatch.setattr(time, 'time', lambda: next(hours))
+    os.utime(tiny/data.index(tiny).path[0], (0, 0))
+    os.utime(tiny/data.index(tiny).path[1], (2**33, 2**33))
+    summary, _ = small_training(tiny, tmp_path)
+    assert summary['epochs'] == 1 and summary['seconds'] >= 0
+
+def test_older_record_is_trained_again(tiny, tmp_path):
+    "A record of another format is no finished run: it is replaced, not crashed on."
+    recipe, frame = replace(study.find_experiment('simple_cnn', quick=True), epochs=1), data.index(tiny)
+    first = study.run_experiment(recipe, frame, tmp_path/'runs', device='cpu')
+    file = tmp_path/'runs/simple_cnn/record.json'
+    file.write_text(json.dumps({**first, 'format': 0}))
+    with pytest.raises(ValueError, match='another version of artinsight'): training.read_record(file.parent)
+    again = study.run_experiment(recipe, frame, tmp_path/'runs', device='cpu')
+    assert again['format'] == training.RECORD_FORMAT and again['test'] == first['test']
+
+def test_nothing_in_the_package_unpickles_blindly():
+    "Every torch.load is weights_only, every np.load without pickle, and pickle itself is not imported."
+    for module in (ROOT/'artinsight').glob('*.py'):
+        text = module.read_text()
+        assert text.count('torch.load(') == text.count('weights_only=True'), module
+        assert text.count('np.load(') == text.count('allow_pickle=False'), module
+        assert 'import pickle' not in text and 'joblib' not in text and 'eval(' not in text.replace('.eval(', ''), module

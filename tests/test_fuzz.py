@@ -1,0 +1,150 @@
+"""Random names, folders, tables and files thrown at what reads them: only the documented errors come out."""
+import json, os
+
+import numpy as np, pandas as pd, pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from artinsight import data, study, training
+from artinsight.data import CLASSES, FOLDERS, STYLES
+
+MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+SOME = settings(MANY, max_examples=200)
+TEXT = st.text(max_size=40) | st.text(alphabet="/\\._-0123456789AILDSDbaroque '\0\n", max_size=40)
+FOLDER = st.sampled_from([*FOLDERS, 'AI_XL_baroque', 'surreal']) | TEXT
+FILE = TEXT | st.from_regex(r'\A\d-\d{1,9}-\d{1,6}\.jpg\Z') | st.from_regex(r'\A[a-z-]{1,12}_[a-z-]{1,12}(-\d{4})?\.jpg\Z')
+PATH = st.builds('/'.join, st.tuples(st.sampled_from(['train', 'test', 'valid', '']), FOLDER, FILE)) | TEXT
+
+@MANY
+@given(FOLDER)
+def test_parse_folder(name):
+    try: style, origin, generator = data.parse_folder(name)
+    except ValueError: assert name not in FOLDERS
+    else: assert data.folder_name(style, generator) == name and origin == ('human' if generator == 'human' else 'AI')
+
+@MANY
+@given(PATH)
+def test_parse_name(path):
+    try: got = data.parse_name(path)
+    except ValueError as error: assert '\n' not in str(error)
+    else:
+        assert got['split'] in ('train', 'test') and got['class'] in CLASSES and isinstance(got['group'], str)
+        assert got == data.parse_name(path)
+        if got['origin'] == 'AI': assert got['group'].startswith(f"AI_{got['generator']}_")
+
+@SOME
+@given(st.lists(PATH, max_size=6))
+def test_describe(paths):
+    try: frame = data.describe(paths)
+    except ValueError: return
+    assert list(frame.path) == paths and list(frame.columns) == data.COLUMNS
+
+def plausible(draw_names):
+    "An index of invented pictures."
+    return data.describe(sorted({f'{split}/{folder}/{name}' for split, folder, name in draw_names}))
+
+ROW = st.tuples(st.sampled_from(['train', 'test']), st.sampled_from(list(FOLDERS)),
+                st.builds('{}-{}-{}.jpg'.format, st.integers(0, 9), st.integers(0, 5), st.integers(0, 40)) | st.builds('{}_x{}.jpg'.format, st.sampled_from('abcd'), st.integers(0, 40)))
+
+@SOME
+@given(st.lists(ROW, max_size=60), st.integers(1, 6), st.integers(0, 3), st.sampled_from(['group', 'random']), st.floats(.05, .9))
+def test_choice_and_split(rows, per_style, seed, by, fraction):
+    "Any table: no picture twice, none lost, never more than asked, groups whole, and the same again."
+    frame = plausible(rows)
+    try: chosen = data.choose(frame, per_style, seed)
+    except ValueError:
+        assert not (frame.split == 'train').any()
+        return
+    assert set(chosen.split) == {'train'} and chosen.path.is_unique
+    assert (chosen.groupby(['style', 'origin']).size() <= per_style).all()
+    train, valid = data.split_validation(chosen, fraction, by, seed)
+    assert sorted([*train.path, *valid.path]) == sorted(chosen.path)
+    if by == 'group': assert not set(train.group) & set(valid.group)
+    assert list(data.split_validation(data.choose(frame, per_style, seed), fraction, by, seed)[1].path) == list(valid.path)
+
+NAME = st.from_regex(r'\A[^/\0]{1,12}\Z').filter(lambda s: s.strip('. ') and len(s.encode('utf8', 'surrogatepass')) < 200)
+
+@settings(SOME, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(['train', 'test', 'other']), st.sampled_from([*FOLDERS]) | NAME, NAME), max_size=8))
+def test_index_of_any_folder(tmp_path_factory, files):
+    "A folder of strange names: an index, or one line that says what is wrong."
+    root = tmp_path_factory.mktemp('any')
+    for split, folder, name in files:
+        try:
+            (root/split/folder).mkdir(parents=True, exist_ok=True)
+            (root/split/folder/(name + '.jpg')).touch()
+        except (OSError, UnicodeError): pass
+    try: frame = data.index(root)
+    except (ValueError, FileNotFoundError) as error: assert '\n' not in str(error)
+    else: assert len(frame) and all((root/path).is_file() for path in frame.path)
+
+# What a run folder from a stranger may hold
+
+JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+RECORD = st.fixed_dictionaries({}, optional={
+    'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON, 'init': JSON,
+    'data': JSON, 'validation': JSON, 'test': JSON, 'quick': JSON})
+DOCUMENTED = (ValueError, FileNotFoundError)
+
+def refused_in_one_line(call):
+    "Call it; what it raises must be documented, and its message one line."
+    try: return call()
+    except DOCUMENTED as error: assert str(error).strip() and '\n' not in str(error)
+
+@SOME
+@given(RECORD.map(json.dumps).map(str.encode) | JSON.map(json.dumps).map(str.encode) | st.binary(max_size=60))
+def test_read_record(tmp_path_factory, written):
+    run = tmp_path_factory.getbasetemp()/'record'
+    run.mkdir(exist_ok=True)
+    (run/'record.json').write_bytes(written)
+    record = refused_in_one_line(lambda: training.read_record(run))
+    if record: refused_in_one_line(lambda: study.load_experiment(record))
+
+@pytest.mark.parametrize('written', [b'['*100_000, b'\xff\xfe', b'', b'{"format": ' + b'1'*5000 + b'}', b'null'])
+def test_read_record_corners(tmp_path, written):
+    (tmp_path/'record.json').write_bytes(written)
+    with pytest.raises(ValueError): training.read_record(tmp_path)
+
+def written_predictions(folder, n=40):
+    "A run folder with sound predictions."
+    folder.mkdir(exist_ok=True)
+    part = [f'test/AI_SD_baroque/1-{i}-3.jpg' for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
+    training.save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
+    return folder/'predictions.npz'
+
+@settings(MANY, max_examples=600)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6), st.booleans())
+def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting):
+    "Flipped and missing bytes: refused, or what is read is whole."
+    file = written_predictions(tmp_path_factory.getbasetemp()/'predictions')
+    damaged = bytearray(file.read_bytes())
+    for place, byte in flips: damaged[place % len(damaged)] = byte
+    file.write_bytes(damaged[:cut % len(damaged)] if cutting else damaged)
+    for part in ('validation', 'test'):
+        got = refused_in_one_line(lambda: training.load_predictions(file.parent, part))
+        if got:
+            ids, target, probs = got
+            assert probs.shape == (len(ids), 20) and ids.dtype.kind == 'U' and target.dtype.kind in 'iu' and set(target) <= set(range(20))
+
+N = 5
+SOUND = dict(test_id=np.array([f'test/baroque/{i}.jpg' for i in range(N)]), test_target=np.arange(N), test_probs=np.full((N, 20), .05))
+
+@pytest.mark.parametrize('name,value', [
+    ('test_target', np.arange(N) + 18), ('test_target', np.arange(N) - 1), ('test_target', np.array(list('abcde'))), ('test_target', np.arange(N)*.5),
+    ('test_probs', np.full((N, 20), np.nan)), ('test_probs', np.full((N, 20), 'x')), ('test_probs', np.full((N, 10), .1)), ('test_probs', np.full((N, 21), .1)),
+    ('test_id', np.arange(N)), ('test_id', np.array('a')), ('test_target', np.arange(N - 1))])
+def test_predictions_of_other_kinds_are_refused(tmp_path, name, value):
+    np.savez(tmp_path/'predictions.npz', **{**SOUND, name: value})
+    with pytest.raises(ValueError): training.load_predictions(tmp_path)
+
+def test_no_pickle_is_opened(tmp_path):
+    "A predictions file that would run code when unpickled is refused, and no code runs."
+    class Bomb:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'bang'),)
+    np.savez(tmp_path/'predictions.npz', **{**SOUND, 'test_id': np.array([Bomb()], dtype=object)})
+    with pytest.raises(ValueError): training.load_predictions(tmp_path)
+    assert not (tmp_path/'bang').exists()
+
+def test_a_bare_array_is_refused(tmp_path):
+    with (tmp_path/'predictions.npz').open('wb') as file: np.save(file, np.zeros(3))
+    with pytest.raises(ValueError): training.load_predictions(tmp_path)
