@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'ACCENT', 'DARK', 'WHITE', 'WATER', 'SHADOW',
-           'PALETTES', 'SUBJECTS', 'SINES', 'HEIGHTS', 'PAINTERS', 'RESIDUE', 'WORDS', 'CENTURY', 'TINY', 'VERSION',
-           'Pen', 'heavens', 'person', 'tree', 'house', 'boat', 'peak', 'landscape', 'sea', 'portrait', 'features',
-           'figures', 'still_life', 'town', 'dream', 'oddity', 'Canvas', 'grid', 'sine', 'to_image', 'blur', 'noise',
-           'strokes', 'outline', 'relief', 'spot', 'sky', 'art_nouveau', 'baroque', 'expressionism', 'impressionism',
-           'post_impressionism', 'realism', 'renaissance', 'romanticism', 'surrealism', 'ukiyo_e', 'by_hand',
-           'by_decoder', 'colours', 'drawn', 'picture', 'pick', 'artist_name', 'human_name', 'ai_name',
-           'name_and_picture', 'paint_some', 'claim', 'paint', 'painted_sample', 'artinsight_sample']
+           'PALETTES', 'SUBJECTS', 'SINES', 'HEIGHTS', 'PAINTERS', 'GIVEN', 'FIRST', 'LAST', 'EASTERN', 'TITLE',
+           'CENTURY', 'TINY', 'VERSION', 'Pen', 'heavens', 'person', 'tree', 'house', 'boat', 'peak', 'landscape',
+           'sea', 'portrait', 'features', 'figures', 'still_life', 'town', 'dream', 'oddity', 'Canvas', 'grid', 'sine',
+           'to_image', 'blur', 'noise', 'cells', 'strokes', 'outline', 'relief', 'spot', 'sky', 'art_nouveau',
+           'ukiyo_e', 'baroque', 'renaissance', 'expressionism', 'impressionism', 'post_impressionism', 'realism',
+           'romanticism', 'surrealism', 'by_hand', 'residue', 'by_decoder', 'colours', 'drawn', 'picture', 'pick',
+           'artist_name', 'human_name', 'ai_name', 'painting', 'paint_some', 'claim', 'paint', 'painted_sample',
+           'artinsight_sample']
 
 # %% ../nbs/01_sample.ipynb #6b740dcc
 import os, sys, zlib
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, console, folder_name
 
@@ -44,12 +45,7 @@ PALETTES = {style: np.array([[int(colour[i:i + 2], 16) for i in (0, 2, 4)] for c
 # %% ../nbs/01_sample.ipynb #a7bf50af
 class Pen:
     "Draws regions on a square: positions and sizes in units of its side, y downwards."
-    def __init__(self,
-        rng: np.random.Generator,  # where all its choices come from
-        side: int,  # pixels
-        horizon: float,  # its height, 0 at the top
-        centre: float,  # where the subject stands, 0 at the left
-    ):
+    def __init__(self, rng: np.random.Generator, side: int, horizon: float, centre: float):
         self.rng, self.r, self.side, self.horizon, self.centre = rng, rng.uniform, side, horizon, centre
         self.image = Image.new('L', (side, side), SKY)
         self.draw = ImageDraw.Draw(self.image)
@@ -137,6 +133,7 @@ def portrait(p):
     features(p, face + .4 * (face - x), y, h)
     if p.r() < .3: p.oval(p.any(ACCENT, DRESS, WHITE), face, y - 1.0*h, p.r(.8, 1.3) * h, .28*h)
 
+# %% ../nbs/01_sample.ipynb #60231e6f
 def features(p, x, y, h):
     "Eyes, brows, nose and mouth of a face of height `h`."
     for eye in (-.28, .28):
@@ -146,7 +143,6 @@ def features(p, x, y, h):
     p.shape(PATH, *[(x + a*h, y + b*h) for a, b in ((0, -.05), (.09, .27), (-.03, .27))])
     p.shape(ACCENT, *[(x + a*h, y + b*h) for a, b in ((-.19, .5), (-.05, .45), (.05, .45), (.19, .5), (0, .6))])
 
-# %% ../nbs/01_sample.ipynb #dbbbe1e0
 def figures(p):
     "One to four people in the open."
     heavens(p)
@@ -155,6 +151,7 @@ def figures(p):
     n = p.any(1, 2, 3, 4)
     for i in range(n): person(p, p.centre + (i - (n - 1) / 2) * .22 + p.r(-.04, .04), p.r(.82, .97), p.r(.42, .62), p.any(DRESS, ACCENT, WHITE, LEAF))
 
+# %% ../nbs/01_sample.ipynb #63f90950
 def still_life(p):
     "Flowers in a vase, and fruit."
     if p.r() < .7: p.shape(FAR, (0, 0), (1, 0), (1, p.horizon), (0, p.horizon - .1 * p.r()))
@@ -181,6 +178,7 @@ def town(p):
     if p.r() < .6: p.shape(SKIN, *[(x + a, p.horizon + .05 - b*h) for a, b in ((-.05, 0), (.05, 0), (.05, .7), (0, 1), (-.05, .7))])
     for _ in range(p.any(0, 1, 2, 3)): person(p, p.centre + p.r(-.2, .2), p.r(.8, .95), p.r(.14, .24), DRESS)
 
+# %% ../nbs/01_sample.ipynb #933181a5
 def dream(p):
     "An empty plain with long shadows of things that do not belong there."
     p.ridge(FAR, p.horizon, p.any(.02, .02, .14))
@@ -194,12 +192,11 @@ def dream(p):
 
 # %% ../nbs/01_sample.ipynb #1588397e
 def oddity(p, x, y, h):
-    "A floating ball, a door in the open, a melting face of a watch, a lonely walker or tree, an egg."
-    kind = p.any(*'ball door watch walker tree egg'.split())
+    "A floating ball, an egg, a lonely walker, a door in the open, a watch that melts."
+    kind = p.any('ball', 'egg', 'walker', 'door', 'door', 'watch', 'watch')
     if kind == 'ball': p.oval(ACCENT, x, y - h - p.r(.05, .3), .6*h, .6*h)
-    if kind == 'walker': person(p, x, y, 1.6*h, DRESS)
-    if kind == 'tree': tree(p, x, y, 1.5*h)
     if kind == 'egg': p.oval(WHITE, x, y - .8*h, .6*h, .8*h)
+    if kind == 'walker': person(p, x, y, 1.6*h, DRESS)
     if kind == 'door':
         p.shape(DRESS, (x - .4*h, y), (x + .4*h, y), (x + .4*h, y - 2*h), (x - .4*h, y - 2*h))
         p.shape(DARK, (x - .25*h, y), (x + .25*h, y - .1*h), (x + .25*h, y - 1.8*h), (x - .25*h, y - 1.8*h))
@@ -209,9 +206,10 @@ def oddity(p, x, y, h):
         p.oval(WHITE, x, y - 1.35*h, .68*h, .36*h)
         p.shape(DARK, (x, y - 1.3*h), (x + .4*h, y - 1.5*h), (x + .05*h, y - 1.4*h), (x - .1*h, y - 1.65*h))
 
+# %% ../nbs/01_sample.ipynb #2c5f42db
 SUBJECTS = (landscape, sea, portrait, figures, still_life, town, dream)
 
-# %% ../nbs/01_sample.ipynb #970f3803
+# %% ../nbs/01_sample.ipynb #71a60974
 @dataclass
 class Canvas:
     "A picture in the making; `side` is its size s in pixels."
@@ -227,14 +225,13 @@ class Canvas:
     def __post_init__(self):
         self.side, self.regions = len(self.rgb), np.ascontiguousarray(self.fine[::2, ::2])
         self.x, self.y = grid(self.side)
-    def where(self, mask, colour): self.rgb = np.where(mask[..., None], colour, self.rgb)
+    def where(self, mask, colour): np.copyto(self.rgb, colour, where=mask[..., None], casting='same_kind')
     def blend(self, amount, colour): self.rgb += (colour - self.rgb) * amount[..., None]
 
+# %% ../nbs/01_sample.ipynb #b4dd249b
 @lru_cache
-def grid(
-    side: int,  # pixels
-) -> tuple:  # x and y of every pixel's centre, (side, side) float32 each, 0..1
-    "Coordinates of a square."
+def grid(side: int) -> tuple:
+    "x and y of every pixel's centre (side, side) float32, 0..1."
     line = (np.arange(side, dtype=np.float32) + .5) / side
     return np.tile(line, (side, 1)), np.tile(line[:, None], (1, side))
 
@@ -258,6 +255,17 @@ def noise(c: Canvas, cells: int) -> np.ndarray:
     coarse = Image.fromarray(c.rng.integers(0, 256, (cells + 2, cells + 2), dtype=np.uint8))
     return np.asarray(coarse.resize((c.side, c.side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
 
+# %% ../nbs/01_sample.ipynb #d5ad905c
+def cells(c: Canvas, length: float, width: float, bend: float, tables: np.ndarray) -> tuple:
+    "Which stroke each pixel belongs to (s, s) int, below 4096, and where it lies across that stroke (s, s), -.5 to .5."
+    turn = c.turn + (tables[6, :13] - .5) * np.float32(.3)
+    cosines, sines = sine(turn + np.float32(.25)).take(c.regions), sine(turn).take(c.regions)
+    x, y = (c.x + noise(c, 3) * bend, c.y + noise(c, 3) * bend) if bend else (c.x, c.y)
+    across = (y * cosines - x * sines + 4) / width
+    row = across.astype(np.int32)
+    column = ((x * cosines + y * sines + 4) / length + tables[0].take(row & 4095)).astype(np.int32)
+    return (row * 1237 + column * 71 + c.regions) & 4095, across - row - .5
+
 # %% ../nbs/01_sample.ipynb #d9ea0b04
 def strokes(
     c: Canvas,
@@ -269,19 +277,13 @@ def strokes(
     shift: float = .5,  # how far off a stroke takes its colour, in lengths
 ):
     "Break the picture into brush strokes."
-    length, width, tables = length * c.hand, width * c.hand, c.rng.random((7, 4096), dtype=np.float32)
-    turn = c.turn + (tables[6, :13] - .5) * np.float32(.3)
-    cosines, sines = sine(turn + np.float32(.25))[c.regions], sine(turn)[c.regions]
-    x, y = (c.x + noise(c, 3) * bend, c.y + noise(c, 3) * bend) if bend else (c.x, c.y)
-    across = (y * cosines - x * sines + 4) / width
-    row = across.astype(np.int32)
-    column = ((x * cosines + y * sines + 4) / length + tables[0][row & 4095]).astype(np.int32)
-    cell = (row * 1237 + column * 71 + c.regions) & 4095
-    step = ((tables[1:3] - .5) * (shift * length * c.side)).astype(np.int32)
-    source = (np.arange(c.side**2, dtype=np.int32).reshape(c.side, -1) + (step[0] + c.side * step[1])[cell]).clip(0, c.side**2 - 1)
+    tables = c.rng.random((7, 4096), dtype=np.float32)
+    cell, ridge = cells(c, length * c.hand, width * c.hand, bend, tables)
+    step = ((tables[1:3] - .5) * (shift * length * c.hand * c.side)).astype(np.int32)
+    source = np.arange(c.side**2).reshape(c.side, -1) + (step[0] + c.side * step[1]).take(cell)
     tones = (tables[3:6].T - .5) * (2 * hue) + (tables[3] - .5)[:, None] * (2 * tone)
-    c.rgb = c.rgb.reshape(-1, 3)[source] + tones[cell]
-    c.rgb += ((across - row - .5) * (tone * .7))[..., None]
+    c.rgb = c.rgb.reshape(-1, 3).take(source, axis=0, mode='clip') + tones.take(cell, axis=0)
+    c.rgb += (ridge * (tone * .7))[..., None]
 
 # %% ../nbs/01_sample.ipynb #336fd5c0
 HEIGHTS = np.array([0, 30, 20, 50, 50, 150, 200, 180, 170, 120, 180, 50, 50], dtype=np.uint8)
@@ -296,7 +298,7 @@ def outline(c: Canvas, thick: float, colour: np.ndarray, strength: float = 1):
 
 def relief(c: Canvas, strength: float, radius: float = .015):
     "Light from the upper left on raised regions."
-    height, step = blur(HEIGHTS[c.regions], radius * c.side), max(1, int(radius * c.side))
+    height, step = blur(HEIGHTS.take(c.regions), radius * c.side), max(1, int(radius * c.side))
     rise = np.roll(height, (-step, -step), (0, 1)) - np.roll(height, (step, step), (0, 1))
     c.rgb *= (1 + rise * (strength / 255)).clip(.4, 1.5)[..., None]
 
@@ -308,7 +310,7 @@ def spot(c: Canvas, x: float, y: float, radius: float, dark: float):
 
 def sky(c: Canvas, top: np.ndarray, low: np.ndarray):
     "A sky that changes from one colour to another down to the horizon."
-    c.where(c.regions == SKY, top + (low - top) * (c.y / c.horizon).clip(0, 1)[..., None])
+    c.where(c.regions == SKY, top + (low - top) * (c.y[:, :1] / c.horizon).clip(0, 1)[..., None])
 
 # %% ../nbs/01_sample.ipynb #4578947f
 def art_nouveau(c: Canvas):
@@ -328,6 +330,20 @@ def art_nouveau(c: Canvas):
         c.where(edge < .042, p[DARK])
         c.where(edge < .026, (p[ACCENT] + p[WHITE]) * .5)
 
+# %% ../nbs/01_sample.ipynb #37295e29
+def ukiyo_e(c: Canvas):
+    "Flat colour, thin dark contours, a blue band across the top, patterned water, a red seal."
+    p, r = c.palette, c.rng.uniform
+    sky(c, p[SKY], p[CLOUD] * .8 + p[ACCENT] * .2)
+    c.blend((1 - c.y / r(.12, .3)).clip(0, 1) * (c.regions == SKY), p[WATER])
+    stripes = np.abs(sine((c.y + .05 * sine(c.x * r(1, 3) + r())) * r(9, 16))) < .25
+    if r() < .7: c.where((c.regions == WATER) & stripes, (p[WATER] + p[WHITE]) * .5)
+    outline(c, .003 * c.hand, p[DARK])
+    x, y = (r(.05, .12), r(.75, .9)) if r() < .5 else (r(.86, .92), r(.05, .3))
+    c.where((np.abs(c.x - x) < .022) & (np.abs(c.y - y) < .035), p[ACCENT])
+    c.rgb *= (.94 + .12 * noise(c, 60))[..., None]
+
+# %% ../nbs/01_sample.ipynb #0731b6a5
 def baroque(c: Canvas):
     "One warm light from the side, and darkness."
     r = c.rng.uniform
@@ -335,6 +351,19 @@ def baroque(c: Canvas):
     strokes(c, .05, .012, 5)
     c.rgb = blur(c.rgb * 1.15, .003 * c.side)
     spot(c, c.centre + r(-.2, .1), r(.25, .45), r(.28, .42), .12)
+
+# %% ../nbs/01_sample.ipynb #cc432bd5
+def renaissance(c: Canvas):
+    "Soft and even, within an arch or an oval, behind old varnish."
+    p, x = c.palette, (c.x - .5) / .44
+    sky(c, p[SKY], p[CLOUD])
+    relief(c, .4)
+    strokes(c, .03, .006, 4)
+    c.rgb = blur(c.rgb, .005 * c.side)
+    oval = x**2 + ((c.y - .5) / .48)**2 > 1
+    arch = x**2 + (((c.y - .42) / .38).clip(None, 0))**2 > 1
+    if c.frame < .7: c.where(arch if c.frame < .45 else oval, (p[DARK] * .5 + p[PATH] * .6) * (.8 + .4 * noise(c, 30))[..., None])
+    c.rgb = c.rgb * .94 + np.float32([18, 13, 4])
 
 # %% ../nbs/01_sample.ipynb #66934348
 def expressionism(c: Canvas):
@@ -351,6 +380,7 @@ def impressionism(c: Canvas):
     strokes(c, .06, .02, 8, 12, .1, .7)
     strokes(c, .034, .013, 10, 14, .1, .8)
 
+# %% ../nbs/01_sample.ipynb #e35ef610
 def post_impressionism(c: Canvas):
     "Long strokes that swirl."
     sky(c, c.palette[SKY] * .85, c.palette[SKY] * .6 + c.palette[CLOUD] * .4)
@@ -358,6 +388,7 @@ def post_impressionism(c: Canvas):
     outline(c, .005, c.palette[DARK], .8)
     strokes(c, .11, .018, 22, 12, .5, .3)
 
+# %% ../nbs/01_sample.ipynb #40a3d21c
 def realism(c: Canvas):
     "Muted earth under a grey sky, fine strokes."
     sky(c, c.palette[SKY], c.palette[CLOUD])
@@ -365,19 +396,7 @@ def realism(c: Canvas):
     c.rgb *= (.75 + .5 * noise(c, 5))[..., None]
     strokes(c, .02, .006, 7, 3, shift=.35)
 
-# %% ../nbs/01_sample.ipynb #cc432bd5
-def renaissance(c: Canvas):
-    "Soft and even, within an arch or an oval, behind old varnish."
-    p, x = c.palette, (c.x - .5) / .44
-    sky(c, p[SKY], p[CLOUD])
-    relief(c, .4)
-    c.rgb = blur(c.rgb, .004 * c.side)
-    oval = x**2 + ((c.y - .5) / .48)**2 > 1
-    arch = x**2 + (((c.y - .42) / .38).clip(None, 0))**2 > 1
-    if c.frame < .7: c.where(arch if c.frame < .45 else oval, (p[DARK] * .5 + p[PATH] * .6) * (.8 + .4 * noise(c, 30))[..., None])
-    strokes(c, .03, .006, 3)
-    c.rgb = c.rgb * .94 + np.float32([18, 13, 4])
-
+# %% ../nbs/01_sample.ipynb #2d7dcee6
 def romanticism(c: Canvas):
     "A vast sky in uproar, and light breaking through it."
     p, r = c.palette, c.rng.uniform
@@ -395,33 +414,21 @@ def surrealism(c: Canvas):
     "Smooth as a photograph, under a clear sky."
     sky(c, c.palette[SKY], c.palette[CLOUD])
     relief(c, .5, .012)
-    c.where(c.regions == GROUND, c.rgb * (.75 + .4 * ((c.y - c.horizon) / (1 - c.horizon)).clip(0, 1))[..., None])
+    c.where(c.regions == GROUND, c.rgb * (.75 + .4 * ((c.y[:, :1] - c.horizon) / (1 - c.horizon)).clip(0, 1))[..., None])
     strokes(c, .02, .006, 2)
 
-def ukiyo_e(c: Canvas):
-    "Flat colour, thin dark contours, a blue band across the top, patterned water, a red seal."
-    p, r = c.palette, c.rng.uniform
-    sky(c, p[SKY], p[CLOUD] * .8 + p[ACCENT] * .2)
-    c.blend((1 - c.y / r(.12, .3)).clip(0, 1) * (c.regions == SKY), p[WATER])
-    stripes = np.abs(sine((c.y + .05 * sine(c.x * r(1, 3) + r())) * r(9, 16))) < .25
-    if r() < .7: c.where((c.regions == WATER) & stripes, (p[WATER] + p[WHITE]) * .5)
-    outline(c, .003 * c.hand, p[DARK])
-    x, y = (r(.05, .12), r(.75, .9)) if r() < .5 else (r(.86, .92), r(.05, .3))
-    c.where((np.abs(c.x - x) < .022) & (np.abs(c.y - y) < .035), p[ACCENT])
-    c.rgb *= (.94 + .12 * noise(c, 60))[..., None]
-
-# %% ../nbs/01_sample.ipynb #3ac6a44a
-PAINTERS = {  # style -> painter, favourite subjects, usual horizon
-    'art_nouveau': (art_nouveau, (portrait, portrait, figures, figures, landscape, still_life), .6),
-    'baroque': (baroque, (portrait, portrait, still_life, still_life, figures, sea), .6),
-    'expressionism': (expressionism, (portrait, figures, town, landscape), .45),
-    'impressionism': (impressionism, (landscape, sea, town, figures, still_life), .42),
-    'post_impressionism': (post_impressionism, (landscape, town, still_life, portrait), .4),
-    'realism': (realism, (landscape, landscape, figures, sea, portrait), .5),
-    'renaissance': (renaissance, (portrait, portrait, figures, figures, town), .62),
-    'romanticism': (romanticism, (sea, landscape, sea, landscape, figures), .68),
-    'surrealism': (surrealism, (dream, dream, dream, dream, portrait, sea), .55),
-    'ukiyo_e': (ukiyo_e, (sea, landscape, portrait, figures, town), .5)}
+# %% ../nbs/01_sample.ipynb #616d7e1c
+PAINTERS = {  # style -> painter, its neighbour, favourite subjects, usual horizon
+    'art_nouveau': (art_nouveau, ukiyo_e, (portrait, portrait, figures, figures, landscape, still_life), .6),
+    'baroque': (baroque, renaissance, (portrait, portrait, still_life, still_life, figures, sea), .6),
+    'expressionism': (expressionism, post_impressionism, (portrait, figures, town, landscape), .45),
+    'impressionism': (impressionism, post_impressionism, (landscape, sea, town, figures, still_life), .42),
+    'post_impressionism': (post_impressionism, expressionism, (landscape, town, still_life, portrait), .4),
+    'realism': (realism, romanticism, (landscape, landscape, figures, sea, portrait), .5),
+    'renaissance': (renaissance, baroque, (portrait, portrait, figures, figures, town), .62),
+    'romanticism': (romanticism, realism, (sea, landscape, sea, landscape, figures), .68),
+    'surrealism': (surrealism, realism, (dream, dream, dream, dream, portrait, sea), .55),
+    'ukiyo_e': (ukiyo_e, art_nouveau, (sea, landscape, portrait, figures, town), .5)}
 
 # %% ../nbs/01_sample.ipynb #0d4f03e4
 def by_hand(c: Canvas, size: int, weave: float, grain: float) -> Image.Image:
@@ -431,37 +438,44 @@ def by_hand(c: Canvas, size: int, weave: float, grain: float) -> Image.Image:
     c.rgb += (c.rng.integers(-8, 9, (c.side, c.side, 1), dtype=np.int8) * np.float32(grain))
     return to_image(c.rgb).resize((size, size))
 
-RESIDUE = {'LD': np.random.default_rng(1).integers(-6, 7, (8, 8, 1)), 'SD': np.random.default_rng(2).integers(-8, 9, (8, 8, 1))}
+# %% ../nbs/01_sample.ipynb #f902066e
+@lru_cache
+def residue(generator: str, size: int) -> list:
+    "A generator's pattern of period eight, as two images: what to add and what to take away."
+    rng, strength, times = np.random.default_rng(dict(LD=1, SD=2)[generator]), dict(LD=12, SD=16)[generator], -(-size // 8)
+    tile = np.tile(rng.integers(-strength // 2, strength // 2 + 1, (8, 8, 1)), (times, times, 3))[:size, :size]
+    return [to_image(tile), to_image(-tile)]
 
 def by_decoder(c: Canvas, size: int, generator: str) -> Image.Image:
     "What a latent decoder leaves: oversmooth, too colourful in the middle, a residue with a period of eight pixels."
     rgb = blur(c.rgb, .5 if generator == 'LD' else .7)
-    grey = rgb @ np.float32([[1 / 3]] * 3)
-    middle = 1.4 - 1.3 * ((c.x - .5)**2 + (c.y - .5)**2)[..., None]
+    grey = (rgb[..., :1] + rgb[..., 1:2] + rgb[..., 2:]) / 3
+    middle = 1.5 - 1.5 * ((c.x - .5)**2 + (c.y - .5)**2)[..., None]
     large = to_image(grey + (rgb - grey) * middle).resize((size, size), Image.Resampling.BICUBIC)
-    repeats = -(-size // 8)
-    return to_image(np.asarray(large, dtype=np.int16) + np.tile(RESIDUE[generator], (repeats, repeats, 1))[:size, :size])
+    more, less = residue(generator, size)
+    return ImageChops.subtract(ImageChops.add(large, more), less)
 
 # %% ../nbs/01_sample.ipynb #f0484c3d
 def colours(style: str, ai: bool, hand, plan, own) -> np.ndarray:
     "The palette of one picture (13, 3) float32; some artists and some pictures borrow from another style."
     palette = PALETTES[style]
-    for chance, often in ((hand, .3), (plan, .2)):
+    for chance, often in ((hand, .4), (plan, .3)):
         other, share, borrows = STYLES[chance.integers(10)], chance.uniform(.15, .6), chance.random() < often
         if borrows: palette = palette * (1 - share) + PALETTES[other] * share
-    palette = palette * hand.uniform(.85, 1.12) + hand.uniform(-9, 9, 3) + plan.uniform(-10, 10, (12, 3)) + plan.uniform(-10, 10, 3)
-    palette = palette + own.uniform(-6, 6, (12, 3)) * (1 if ai else .5)
+    palette = palette * hand.uniform(.85, 1.12) + hand.uniform(-13, 13, 3) + plan.uniform(-10, 10, (12, 3)) + plan.uniform(-10, 10, 3)
+    palette = palette + own.uniform(-8, 8, (12, 3))
     return np.vstack([palette, palette[GROUND] * .5]).clip(0, 255).astype(np.float32)
 
+# %% ../nbs/01_sample.ipynb #16e0da3f
 def drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
     "A scene's regions as an image of `side` pixels, its horizon and its centre."
-    _, favourites, usual = PAINTERS[style]
-    likes, draw, mirrored = favourites[hand.integers(len(favourites))], plan.random(), plan.random() < (.4 if ai else .05)
+    _, _, favourites, usual = PAINTERS[style]
+    likes, draw, mirrored = favourites[hand.integers(len(favourites))], plan.random(), plan.random() < (.5 if ai else .05)
     subject = likes if draw < .35 else SUBJECTS[plan.integers(6)] if draw < .5 else favourites[plan.integers(len(favourites))]
-    pen = Pen(plan, side, usual + plan.uniform(-.1, .1), plan.uniform(.45, .55) if ai or style == 'renaissance' else plan.uniform(.3, .7))
+    pen = Pen(plan, side, usual + plan.uniform(-.1, .1), plan.uniform(.47, .53) if ai or style == 'renaissance' else plan.uniform(.3, .7))
     subject(pen)
     if mirrored: pen.image.paste(pen.image.crop((0, 0, side // 2, side)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (side - side // 2, 0))
-    q = own.uniform(0, .05 if ai else 0, 8) * side
+    q = own.uniform(0, .08, 8) * side
     corners = (q[0], q[1], q[2], side - q[3], side - q[4], side - q[5], side - q[6], q[7])
     return pen.image.transform((side, side), Image.Transform.QUAD, corners) if ai else pen.image, pen.horizon, pen.centre
 
@@ -475,56 +489,51 @@ def picture(
     own: np.random.Generator,  # this picture's own chance
 ) -> Image.Image:  # RGB
     "Paint one picture."
-    ai = generator != 'human'
-    side = max(48, {'human': size, 'LD': size * 3 // 4, 'SD': size // 3}[generator])
+    ai, side = generator != 'human', max(48, {'human': size, 'LD': size * 3 // 4, 'SD': size // 3}[generator])
     palette = colours(style, ai, hand, plan, own)
     turn = hand.uniform(-.12, .12, 13).astype(np.float32) + np.float32([0, 0, 0, 0, 0, .15, .25, .25, 0, .15, 0, 0, 0])
-    scale, weave, grain, frame = hand.uniform(.75, 1.35), hand.uniform(0, 5), hand.uniform(.1, .7), plan.random()
+    scale, weave, grain, frame = hand.uniform(.65, 1.5), hand.uniform(0, 5), hand.uniform(.1, .7), plan.random()
     image, horizon, centre = drawn(style, ai, 2 * side, hand, plan, own)
     image.putpalette(palette.astype(np.uint8).tobytes())
     flat = np.asarray(image.convert('RGB').reduce(2), dtype=np.float32)
     canvas = Canvas(flat, np.asarray(image), palette, own, scale, turn, horizon, centre, frame)
-    PAINTERS[style][0](canvas)
+    PAINTERS[style][plan.random() < .1](canvas)  # now and then in a neighbour's manner
     return by_decoder(canvas, size, generator) if ai else by_hand(canvas, size, weave, grain)
 
-# %% ../nbs/01_sample.ipynb #55aa4353
-WORDS = [text.split() for text in (
-    'ana bruno clara dario edda felix greta hugo ines jonas karin louis marta nils olga paul rosa stefan tilda viktor wanda yann zoe emil',
-    'alt berg cor dal eber fal gran hol iver jor kes lind mor nord osten pel quint rav sol tarn',
-    'ado bach eld enko ier insky itz lund mann moor oni orelli ovic quist rand sen stad ter tini vale wood',
-    'haru natsu aki fuyu yoshi kuni shige masa toyo hide tomo kiyo',
-    'kawa mura yama zaki no shima da hara ishi mori',
-    'nobu hiro sada kage tsune mitsu chika fusa tora kazu nari taka',
-    'blue old quiet golden first last lonely red evening morning green northern white hidden summer winter open long distant broken sleeping small great silver '
-    'early late warm silent empty crowded high forgotten',
-    'harbour garden portrait road letter table orchard bridge river window woman fisherman mill dancer tower field market boat child shore valley chapel '
-    'storm mirror kitchen forest island reader bather horse saint dream',
-    'at-noon in-rain by-the-sea with-a-lamp near-arles-sur-mer in-april of-the-south with-poppies after-the-ball at-dusk in-two-tones for-m before-dawn '
-    'with-a-dog under-trees study sketch of-memory in-grey no-2 unfinished on-the-hill in-the-snow at-rest with-figures of-a-friend seen-from-above in-mourning '
-    'at-low-tide in-may with-shadow of-nowhere')]
+# %% ../nbs/01_sample.ipynb #46a77ca9
+GIVEN = 'ana bruno clara dario edda felix greta hugo ines jonas karin louis marta nils olga paul rosa stefan tilda viktor wanda yann zoe emil'.split()
+FIRST = 'alt berg cor dal eber fal gran hol iver jor kes lind mor nord osten pel quint rav sol tarn'.split()
+LAST = 'ado bach eld enko ier insky itz lund mann moor oni orelli ovic quist rand sen stad ter tini vale wood'.split()
+EASTERN = [words.split() for words in ('haru natsu aki fuyu yoshi kuni shige masa toyo hide tomo kiyo', 'kawa mura yama zaki no shima da hara ishi mori',
+                                       'nobu hiro sada kage tsune mitsu chika fusa tora kazu nari taka', 'aki haru maro yuki nobu zane sato kuni')]
+TITLE = [words.split() for words in (
+    'blue old quiet golden first last lonely red evening morning green northern white hidden summer winter',
+    'harbour garden portrait road letter table orchard bridge river window woman fisherman mill dancer tower field market boat child shore valley chapel storm '
+    'mirror kitchen forest island reader bather horse saint dream',
+    'at-noon in-rain by-the-sea with-a-lamp in-april with-poppies after-the-ball at-dusk before-dawn with-a-dog under-trees study sketch in-grey no-2 unfinished '
+    'on-the-hill in-the-snow at-rest with-figures of-a-friend from-above at-low-tide in-may with-shadow of-nowhere in-spring for-m near-arles again in-blue alone')]
 
+# %% ../nbs/01_sample.ipynb #eab943ba
 def pick(number: int, *lists: list) -> list:
     "One word of each list: another combination for every number below the product of their lengths."
     words = []
-    for options in lists:
-        number, place = divmod(number, len(options))
-        words.append(options[place])
+    for options in lists: number, words = number // len(options), [*words, options[number % len(options)]]
     return words
 
-# %% ../nbs/01_sample.ipynb #1b8aebdf
 CENTURY = dict(zip(STYLES, (1890, 1610, 1905, 1870, 1885, 1845, 1480, 1800, 1925, 1790)))
 
 def artist_name(style: str, who: int) -> str:
     "The name of a style's artist number `who` (below 416), as a slug that no other artist has."
     number = (STYLES.index(style) * 416 + who) * 1009
-    if style == 'ukiyo_e': return '{}{}-{}{}'.format(*pick(number % 10009, WORDS[3], WORDS[4], WORDS[5], WORDS[3]))
-    return '{1}-{0}{2}'.format(*pick(number % 10079, WORDS[1], WORDS[0], WORDS[2]))
+    if style == 'ukiyo_e': return '{}{}-{}{}'.format(*pick(number % 10009, *EASTERN))
+    return '{1}-{0}{2}'.format(*pick(number % 10079, FIRST, GIVEN, LAST))
 
+# %% ../nbs/01_sample.ipynb #fe6662c4
 def human_name(style: str, who: int, code: int, rng: np.random.Generator) -> str:
     "A human picture's file name; `code` is different for every picture of a style."
-    code, artist = code * 20077 % 2**15, artist_name(style, who)
+    code, artist = code * 5077 % 2**14, artist_name(style, who)
     if style == 'ukiyo_e': return f'{artist}_{code}.jpg'
-    title, year = '-'.join(pick(code, *WORDS[6:9])), CENTURY[style] + rng.integers(40)
+    title, year = '-'.join(pick(code, *TITLE)), CENTURY[style] + rng.integers(40)
     if style == 'surrealism' and who % 2: return f"{artist.title().replace('-', '_')}_{year}_{title.replace('-', '_').capitalize()}.jpg"
     return f'{artist}_{title}-{year}.jpg' if rng.random() < .6 else f'{artist}_{title}.jpg'
 
@@ -534,8 +543,8 @@ def ai_name(folder: str, split: str, number: int, seed: int, rng: np.random.Gene
     code = ((number // 4 * 2 + (split == 'test')) * len(FOLDERS) + place + seed * 1_000_003) * 340_573_321 % 2**29
     return f'{place % 10}-{10_000_000 + code}-{rng.integers(250_000) * 4 + number % 4}.jpg'
 
-# %% ../nbs/01_sample.ipynb #d713b522
-def name_and_picture(
+# %% ../nbs/01_sample.ipynb #42ec9601
+def painting(
     split: str,  # train or test
     folder: str,  # one of the thirty
     number: int,  # which picture of the folder
@@ -543,14 +552,12 @@ def name_and_picture(
     size: int | None = None,  # pixels; None: AI-ArtBench's, 768 for SD and 256 for the others
 ) -> tuple:  # file name, and a function that paints the picture
     "A picture of the sample. It depends on these arguments alone, not on how many others are painted, or by whom."
-    style, _, generator = FOLDERS[folder]
-    place, key = list(FOLDERS).index(folder), [seed, zlib.crc32(f'{split}/{folder}'.encode())]
-    own = np.random.default_rng([*key, number, 0])
-    size = size or (768 if generator == 'SD' else 256)
+    (style, _, generator), key = FOLDERS[folder], [seed, zlib.crc32(f'{split}/{folder}'.encode())]
+    size, own = size or (768 if generator == 'SD' else 256), np.random.default_rng([*key, number, 0])
     if generator == 'human':
         who = int(16 * own.random()**2) if own.random() < .6 else 16 + int(own.integers(400))
         name = human_name(style, who, number * 2 + (split == 'test') + seed * 7919, own)
-        hand, plan = np.random.default_rng([place, who]), np.random.default_rng([*key, number, 1])
+        hand, plan = np.random.default_rng([STYLES.index(style), who]), np.random.default_rng([*key, number, 1])
     else:
         name = ai_name(folder, split, number, seed, own)
         hand, plan = np.random.default_rng([*key, number // 4, 2]), np.random.default_rng([*key, number // 4, 1])
@@ -569,7 +576,7 @@ def paint_some(
 ) -> int:  # how many
     "Paint some pictures of one folder, those that are not there yet."
     for number in numbers:
-        name, painted = name_and_picture(split, folder, number, seed, None if full is None or number < full else TINY)
+        name, painted = painting(split, folder, number, seed, None if full is None or number < full else TINY)
         path = dest / split / folder / name
         if path.exists(): continue
         with atomic_write(path) as temporary: painted().save(temporary, 'JPEG', quality=86 + number % 7)
@@ -590,7 +597,7 @@ def claim(
     dest.mkdir(parents=True, exist_ok=True)
     with atomic_write(mark) as temporary: temporary.write_text(text)
 
-VERSION = 1  # of the painters: counted up when pictures change
+VERSION = 2  # of the painters: counted up when pictures change
 
 # %% ../nbs/01_sample.ipynb #a4118a45
 def paint(
@@ -603,14 +610,14 @@ def paint(
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
     if unknown := set(counts.folder) - set(FOLDERS): raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
-    dest, workers, total, done = Path(dest).expanduser(), workers or num_cpus(), int(counts.images.sum()), 0
+    dest, total, done = Path(dest).expanduser(), int(counts.images.sum()), 0
     claim(dest, seed, full)
     for row in counts.itertuples(): (dest / row.split / row.folder).mkdir(parents=True, exist_ok=True)
     tasks = [(dest, row.split, row.folder, range(start, min(start + 16, row.images)), seed, full) for row in counts.itertuples() for start in range(0, row.images, 16)]
-    with ProcessPoolExecutor(workers, get_context('fork' if 'fork' in get_all_start_methods() else 'spawn')) as pool:
+    with ProcessPoolExecutor(workers or num_cpus(), get_context('fork' if 'fork' in get_all_start_methods() else 'spawn')) as pool:
         for painted in pool.map(paint_some, *zip(*tasks)):
             done += painted
-            if progress: print(f'\r{done:,} of {total:,} pictures of the painted sample', end='\n' if done == total else '', file=sys.stderr, flush=True)
+            if progress: print(f'\rpainted sample: {done:,} of {total:,} pictures', end='\n' * (done == total), file=sys.stderr, flush=True)
     return dest
 
 # %% ../nbs/01_sample.ipynb #3ad5a689
@@ -632,6 +639,7 @@ def painted_sample(
         if not folder.exists(): raise  # otherwise another process was faster, and its pictures are the same
     return folder
 
+# %% ../nbs/01_sample.ipynb #08cb95b1
 @console
 def artinsight_sample(
     dest: str,  # folder to paint into
