@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUICK_LR', 'QUICK_EPOCHS', 'RECORD_FORMAT', 'Experiment', 'KeepFrozen', 'CPUMixedPrecision', 'precision_callbacks',
-           'Checkpoint', 'paths_of', 'copy_weights', 'momentum_state', 'starting_point', 'predict_probs',
-           'save_predictions', 'load_predictions', 'environment', 'git_commit', 'write_record', 'read_record',
-           'run_lock', 'make_learner', 'train', 'fit', 'out_of_memory', 'save_run']
+           'Checkpoint', 'paths_of', 'copy_weights', 'save_weights', 'momentum_state', 'starting_point',
+           'predict_probs', 'save_predictions', 'load_predictions', 'environment', 'git_commit', 'write_record',
+           'read_record', 'run_lock', 'make_learner', 'train', 'fit', 'out_of_memory', 'save_run']
 
 # %% ../nbs/03_training.ipynb #967e08aa
 import hashlib, json, math, os, platform, subprocess, sys, time, zipfile
@@ -123,7 +123,8 @@ def after_train(self: Checkpoint): self.train_seconds = time.perf_counter() - se
 @patch
 def after_batch(self: Checkpoint):
     if self.training and not math.isfinite(self.smooth_loss):
-        self.fault = f'the loss is not finite in epoch {len(self.rows)}, batch {self.iter}: lower the learning rate, or look at {", ".join(self.batch_paths())}'
+        self.fault = ValueError(f'the loss is not finite in epoch {len(self.rows)}, batch {self.iter}: '
+                                f'lower the learning rate, or look at {", ".join(self.batch_paths())}')
         raise CancelFitException()
 
 @patch
@@ -133,8 +134,9 @@ def after_epoch(self: Checkpoint):
     self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds, 'seconds': time.perf_counter() - self.began})
     if self.new_best: self.best_weights = copy_weights(self.model)
     if not hasattr(self, 'progress'): print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()), file=sys.stderr)
-    self.write()
-    if self.finished: raise CancelFitException()
+    try: self.write()
+    except OSError as error: self.fault = error
+    if self.finished or self.fault: raise CancelFitException()
 
 # %% ../nbs/03_training.ipynb #a51a2ea8
 def paths_of(
@@ -152,6 +154,16 @@ def copy_weights(
     "A copy of a model's weights and statistics."
     return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
 
+def save_weights(
+    file: Path,  # .safetensors
+    tensors: dict,  # name -> contiguous tensor on the CPU
+    told: dict,  # what else to say: names and texts
+):
+    "Write tensors by a rename; OSError where there is no space."
+    try:
+        with atomic_write(file) as unfinished: save_file(tensors, unfinished, told)
+    except SafetensorError as error: raise OSError(f'cannot write {file}: {error}') from error
+
 def momentum_state(optimiser: torch.optim.Optimizer) -> dict:
     "An optimiser's tensors under flat names."
     return {f'optimiser/{number}/{name}': value.detach().cpu().contiguous() for number, values in optimiser.state_dict()['state'].items()
@@ -164,8 +176,7 @@ def write(self: Checkpoint):
     tensors = {f'model/{name}': value for name, value in copy_weights(self.model).items()}
     tensors |= {f'best/{name}': value for name, value in self.best_weights.items()}
     tensors |= {**momentum_state(self.opt.opt), 'random': torch.get_rng_state()}
-    with atomic_write(self.file) as unfinished:
-        save_file(tensors, unfinished, {'start': self.start, 'rows': json.dumps(self.rows)})
+    save_weights(self.file, tensors, {'start': self.start, 'rows': json.dumps(self.rows)})
 
 # %% ../nbs/03_training.ipynb #5449db7c
 @patch
@@ -344,10 +355,10 @@ def train(
 
 # %% ../nbs/03_training.ipynb #807d5abe
 def fit(learn: Learner, checkpoint: Checkpoint, experiment: Experiment):
-    "Train the epochs that are left; ValueError where the loss stopped being a number."
+    "Train the epochs that are left; ValueError where the loss is no number, OSError where a checkpoint cannot be written."
     left = experiment.epochs - len(checkpoint.rows)
     if left > 0 and not checkpoint.finished: learn.fit(left)
-    if checkpoint.fault: raise ValueError(checkpoint.fault)
+    if checkpoint.fault: raise checkpoint.fault  # raised here, because fastai rewrites what a callback raises
 
 @contextmanager
 def out_of_memory(experiment: Experiment):
@@ -360,8 +371,7 @@ def out_of_memory(experiment: Experiment):
 # %% ../nbs/03_training.ipynb #635f84d9
 def save_run(folder, experiment, model, dls, precision, checkpoint):
     "Write a run's weights, table of epochs and predictions, each by a rename."
-    with atomic_write(folder / 'model.safetensors') as unfinished:
-        save_file(copy_weights(model), unfinished, {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
+    save_weights(folder / 'model.safetensors', copy_weights(model), {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
     with atomic_write(folder / 'history.csv') as unfinished: pd.DataFrame(checkpoint.rows).to_csv(unfinished, index=False)
     predicted = {}
     for part, batches in (('validation', dls.valid), ('test', dls.test)):
