@@ -1,0 +1,293 @@
+"The demo page in a real browser, under load, and fed with hostile files; exports and the Hub folder."
+import csv
+import io
+import json
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artinsight.app import MAX_BYTES, answer_upload, artinsight_export, card, check_export, from_onnx, load_run, open_upload, read_batches, to_hub, to_onnx
+from artinsight.loading import BadPicture
+
+CHROMIUM = '/usr/bin/chromium'
+
+
+@pytest.fixture(scope='module')
+def run(runs): return load_run(runs/'simple_cnn')
+
+
+@pytest.fixture(scope='module')
+def pictures(sample): return sorted((sample/'test').glob('*/*.jpg'))
+
+
+@pytest.fixture(scope='module')
+def real(sample, pictures):
+    "A real painting where one is at hand, else a painted one."
+    shared = Path(__file__).resolve().parent.parent.parent/'shared/real-art/test'
+    return next(iter(sorted(shared.glob('baroque/*.jpg'))), pictures[0])
+
+
+@contextmanager
+def serving(run, *words):
+    "`artinsight_app` in a process of its own: its address, and the process."
+    pytest.importorskip('gradio', reason='the page needs gradio')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(['artinsight_app', str(run), '--port', str(port), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    address = f'http://127.0.0.1:{port}/'
+    try:
+        for _ in range(600):
+            if process.poll() is not None: pytest.fail(process.stderr.read())
+            try: urllib.request.urlopen(address, timeout=5).read(); break
+            except OSError: time.sleep(.2)
+        yield address, process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope='module')
+def address(runs):
+    from artinsight.sample import painted_sample
+    with serving(runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
+
+
+@pytest.fixture(scope='module')
+def browser():
+    playwright = pytest.importorskip('playwright.sync_api', reason='the browser tests need playwright')
+    if not os.path.exists(CHROMIUM): pytest.skip(f'no {CHROMIUM}')
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visiting(browser, address, width=1280, dark=False):
+    "An open page; at the end: nothing was asked of another machine, no script failed."
+    page = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme='dark' if dark else 'light')
+    elsewhere, failures = [], []
+    page.on('request', lambda request: request.url.startswith((address, 'data:', 'blob:')) or elsewhere.append(request.url))
+    page.on('pageerror', lambda error: failures.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector('input[type=file]', state='attached', timeout=60_000)
+    yield page
+    page.close()
+    assert not elsewhere and not failures, (elsewhere, failures)
+
+
+def upload(page, *files, place=0): page.locator('input[type=file]').nth(place).set_input_files([str(file) for file in files])
+
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
+def test_a_visitor_asks_about_a_picture(browser, address, real, tmp_path_factory, width, dark):
+    with visiting(browser, address, width, dark) as page:
+        assert page.locator('.banner').inner_text().startswith('This model has only seen the painted sample')
+        upload(page, real)
+        page.wait_for_selector('.stack .heat', timeout=60_000)
+        said = page.locator('.art[role=status] h2').inner_text()
+        assert 'made by' in said and page.locator('[role=meter]').get_attribute('aria-label').startswith('Origin: human')
+        assert page.locator('.art table').nth(1).locator('.bar').count() == 20 and page.locator('.near figure').count() == 4
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert not page.evaluate("[...document.querySelectorAll('img')].filter(o => !o.hasAttribute('alt')).length")
+        page.screenshot(path=str(shot := tmp_path_factory.getbasetemp()/f'page-{width}.png'), full_page=True)
+        print(shot)
+
+
+def test_the_map_follows_slider_and_question(browser, address, real):
+    with visiting(browser, address) as page:
+        upload(page, real)
+        heat = page.locator('.stack .heat')
+        heat.wait_for(timeout=60_000)
+        before, picture = heat.get_attribute('src'), page.locator('.stack').screenshot()
+        slider = page.locator('input[type=range]')
+        slider.focus()
+        page.keyboard.press('Home')  # by keyboard alone
+        page.wait_for_function("getComputedStyle(document.querySelector('.stack .heat')).opacity == '0'")
+        faded = page.locator('.stack').screenshot()
+        page.keyboard.press('End')
+        page.wait_for_function("getComputedStyle(document.querySelector('.stack .heat')).opacity == '1'")
+        assert len({picture, faded, page.locator('.stack').screenshot()}) == 3
+        page.get_by_label('origin, human or AI').check()
+        page.wait_for_function('old => document.querySelector(".stack .heat").src != old', arg=before, timeout=60_000)
+        assert 'speaks for ' in page.locator('.stack').get_attribute('aria-label')
+        assert page.evaluate("getComputedStyle(document.querySelector('.stack .heat')).opacity") == '1'
+
+
+def test_many_files_give_a_table_with_a_row_each(browser, address, pictures, tmp_path):
+    (tmp_path/'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n nothing more')
+    with visiting(browser, address) as page:
+        page.get_by_role('tab', name='Many').click()
+        files = [*pictures[::50], tmp_path/'broken.png']
+        page.locator('input[type=file]').last.set_input_files([str(file) for file in files])
+        page.wait_for_selector('a.get', timeout=60_000)
+        with page.expect_download() as download: page.locator('a.get').click()
+        rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+        assert [row['path'] for row in rows] == [file.name for file in files]
+        assert [bool(row['problem']) for row in rows] == [False] * (len(files) - 1) + [True]
+        assert page.locator('img.sheet').evaluate('o => o.naturalWidth') > 600 and 'broken.png' in page.locator('.art li').inner_text()
+
+
+def test_a_bad_file_gets_a_message(browser, address, tmp_path):
+    (tmp_path/'note.jpg').write_text('not a picture')
+    (tmp_path/'page.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    with visiting(browser, address) as page:
+        for name in ('note.jpg', 'page.svg'):
+            upload(page, tmp_path/name)
+            page.wait_for_selector('.art[role=alert]', timeout=60_000)
+            assert 'cannot be read' in page.locator('.art[role=alert]').inner_text() and 'Traceback' not in page.content()
+            page.get_by_label('Clear').first.click()
+            page.wait_for_selector('.art[role=alert]', state='detached')
+
+
+def hostile(folder, count=300, seed=0):
+    "Damaged and lying files: mutated pictures of every format, wrong endings, bombs."
+    chance = random.Random(seed)
+    art = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)).resize((200, 160))
+    whole = {}
+    for kind, ending in (('JPEG', 'jpg'), ('PNG', 'png'), ('WEBP', 'webp'), ('GIF', 'gif'), ('TIFF', 'tif'), ('BMP', 'bmp')):
+        art.save(file := io.BytesIO(), kind)
+        whole[ending] = file.getvalue()
+    def chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    def png(width, height, data): return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+    Image.new('L', (4000, 4000)).save(wide := io.BytesIO(), 'JPEG', progressive=True)
+    special = {'zip-bomb.png': png(30_000, 30_000, zlib.compress(bytes(10**7))), 'lying.png': png(6000, 6000, zlib.compress(bytes(100))), 'flat.png': png(0, 0, b''), 'scans.jpg': wide.getvalue()[:-2] + wide.getvalue()[-400:-2] * 300,
+               'page.jpg': b'<html><script>alert(1)</script>', 'drawing.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run', 'vector.png': b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+               'pickle.jpg': b'\x80\x04cos\nsystem\n(S"true"\ntR.', 'empty.gif': b'', 'zeros.tif': bytes(1000), 'text.png': b'%PDF-1.4', 'huge.bmp': b'BM' + bytes(24) + struct.pack('<ii', 2**30, 2**30) + bytes(900)}
+    for name, data in special.items(): (folder/name).write_bytes(data)
+    for i in range(count - len(special)):
+        ending = chance.choice(list(whole))
+        data = bytearray(whole[ending])
+        for _ in range(chance.choice((1, 5, 60))): data[chance.randrange(len(data))] = chance.randrange(256)
+        if chance.random() < .4: data = data[:chance.randrange(1, len(data))]
+        if chance.random() < .2: ending = chance.choice(list(whole))
+        (folder/f'{i:03d}.{ending}').write_bytes(data)
+    return sorted(folder.iterdir())
+
+
+def test_300_hostile_files_neither_crash_nor_hang(run, tmp_path):
+    slowest, refused = 0, 0
+    for file in hostile(tmp_path):
+        began = time.perf_counter()
+        said, drawn, _, told = answer_upload(run, None, str(file))  # an exception fails the test
+        slowest = max(slowest, time.perf_counter() - began)
+        assert bool(told['problem']) != bool(drawn), file.name
+        if told['problem']:
+            refused += 1
+            assert 'role="alert"' in said and told['problem'] in said.replace('&#x27;', "'").replace('&quot;', '"').replace('&lt;', '<').replace('&gt;', '>').replace('&amp;', '&'), (file.name, told['problem'])
+    assert slowest < 5 and refused > 60, (slowest, refused)
+
+
+def test_uploads_are_bounded_and_lose_their_metadata(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[2] = (48., 12., 30.)  # a place on earth
+    Image.new('RGB', (60, 40)).save(tmp_path/'here.jpg', exif=exif)
+    assert not open_upload(tmp_path/'here.jpg').getexif() and 'exif' not in open_upload(tmp_path/'here.jpg').info
+    with open(tmp_path/'long.jpg', 'wb') as file: file.truncate(MAX_BYTES + 1)
+    with pytest.raises(BadPicture, match='larger than'): open_upload(tmp_path/'long.jpg')
+    Image.new('1', (8000, 8000)).save(tmp_path/'wide.png')
+    with pytest.raises(BadPicture, match='million pixels'): open_upload(tmp_path/'wide.png')
+
+
+def test_uploads_are_gone_when_the_page_is(runs, pictures, tmp_path, monkeypatch):
+    gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    with serving(runs/'simple_cnn') as (address, _):
+        client = gradio_client.Client(address, verbose=False, download_files=False)
+        assert client.predict(gradio_client.handle_file(str(pictures[0])), 'class', 50, api_name='/ask')[3]['problem'] == ''
+        assert list(tmp_path.rglob('*.jpg'))
+    assert not list(tmp_path.rglob('*.jpg'))
+
+
+@pytest.mark.slow
+def test_200_uploads_from_8_clients(runs, run, pictures):
+    gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
+    expected = dict(zip(map(str, pictures), run.predict(pictures).to_dict('records')))
+    seconds, wrong = [], []
+    def resident(process): return int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * 4096 / 1e6
+    def visit(address, mine):
+        client = gradio_client.Client(address, verbose=False)
+        for path in mine:
+            began = time.perf_counter()
+            told = client.predict(gradio_client.handle_file(str(path)), 'class', 50, api_name='/ask')[3]
+            seconds.append(time.perf_counter() - began)
+            known = expected[str(path)]
+            if told['class'] != known['class'] or abs(told['probability'] - known['probability']) > 1e-4: wrong.append(path)
+    with serving(runs/'simple_cnn') as (address, process):
+        visit(address, pictures[:40])
+        seconds.clear()
+        before = resident(process)
+        clients = [threading.Thread(target=visit, args=(address, pictures[i:200:8])) for i in range(8)]
+        for client in clients: client.start()
+        for client in clients: client.join()
+        grown = resident(process) - before
+    p95 = float(np.quantile(seconds, .95))
+    print(f'200 uploads, 8 clients: median {np.median(seconds):.2f} s, p95 {p95:.2f} s, memory {grown:+.0f} MB')
+    assert len(seconds) == 200 and not wrong and p95 < 2 and grown < 100
+
+
+def two_hundred(run, files):
+    files = [files[i % len(files)] for i in range(200)]
+    return torch.cat([pixels for _, pixels, _ in read_batches(files, run.size)])
+
+
+@pytest.mark.parametrize('name', ['simple_cnn', pytest.param('resnet18_base', marks=pytest.mark.slow)])
+def test_onnx_answers_as_the_run_does(runs, pictures, tmp_path, name):
+    for module in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(module, reason='ONNX needs the extra export')
+    import onnx
+    run = load_run(runs/name)
+    to_onnx(run, tmp_path/'model.onnx')
+    found = check_export(run, from_onnx(tmp_path/'model.onnx'), two_hundred(run, pictures))
+    print(json.dumps(found))
+    assert found['pictures'] == 200 and found['same_top_class'] == 1 and found['largest_difference'] < 1e-3
+    told = {entry.key: entry.value for entry in onnx.load(tmp_path/'model.onnx').metadata_props}
+    assert len(json.loads(told['labels'])) == 20 and told['size'] == '32' and 'squashed' in told['input']
+    assert from_onnx(tmp_path/'model.onnx')(torch.zeros(7, 3, 32, 32, dtype=torch.uint8)).shape == (7, 20)
+
+
+@pytest.mark.slow
+def test_the_export_script_writes_and_records(runs, tmp_path, capsys):
+    for to, name in (('onnx', 'model.onnx'), ('torch', 'model.pt2')):
+        artinsight_export(str(runs/'simple_cnn'), to=to, out=str(tmp_path))
+        assert json.loads(capsys.readouterr().out)['same_top_class'] == 1 and (tmp_path/name).exists() and (tmp_path/f'export-{to}.json').exists()
+    done = subprocess.run(['artinsight_export', str(runs/'simple_cnn'), '--to', 'tflite'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'onnx, torch or hub' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_hub_folder_is_whole(run, pictures, tmp_path):
+    to_hub(run, tmp_path/'hub')
+    again = load_run(tmp_path/'hub')
+    assert again.calibration == run.calibration
+    assert np.allclose(again.predict(pictures[:9]).probability, run.predict(pictures[:9]).probability)
+    head = (tmp_path/'hub/README.md').read_text().split('---\n')[1]
+    for line in ('license: apache-2.0', 'library_name: artinsight', 'pipeline_tag: image-classification', 'sdk: gradio', 'app_file: app.py'): assert line in head
+    assert json.loads((tmp_path/'hub/config.json').read_text())['num_classes'] == 20
+    assert not [path for path in (tmp_path/'hub').iterdir() if path.suffix in ('.pkl', '.pth', '.pt', '.bin')]
+    compile((tmp_path/'hub/app.py').read_text(), 'app.py', 'exec')
+
+
+def test_the_card_tells_figures_and_limits(run):
+    text = card(run.record, {'border_frames': 'the verdict of an audit'}, run.calibration)
+    low, high = run.record['test']['accuracy_ci95']
+    for part in ('painted sample', f"{run.record['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})", 'the verdict of an audit', 'Apache-2.0', '## Limits', '## Use'): assert part in text
+
+
+def test_without_gradio_there_is_one_clear_line(runs, tmp_path):
+    (tmp_path/'gradio.py').write_text('raise ImportError("No module named gradio", name="gradio")')
+    done = subprocess.run(['artinsight_app', str(runs/'simple_cnn')], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "artinsight_app: gradio is missing: pip install 'artinsight[app]'"

@@ -1,0 +1,163 @@
+"`artinsight_predict` and `artinsight_explain` as a user meets them: good input, odd input, no input."
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artinsight.app import explain_files, load_run
+from artinsight.data import CLASSES
+
+
+@pytest.fixture(scope='module')
+def folder(runs): return runs/'simple_cnn'
+
+
+@pytest.fixture(scope='module')
+def run(folder): return load_run(folder)
+
+
+@pytest.fixture(scope='module')
+def pictures(sample): return sorted((sample/'test').glob('*/*.jpg'))
+
+
+def call(*words, cwd=None): return subprocess.run([str(word) for word in words], capture_output=True, text=True, cwd=cwd)
+
+
+def painting(width=90, height=60): return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)).resize((width * 3, height * 3))
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    "Odd files, and for each whether it can be read."
+    at = tmp_path_factory.mktemp('odd')
+    picture, good, bad = painting(), [], []
+    def keep(name, image, **options):
+        image.save(at/name, **options)
+        good.append(at/name)
+    keep('plain.png', picture)
+    keep('dot.png', Image.new('RGB', (1, 1), 'red'))
+    keep('film.gif', picture.convert('P'), save_all=True, append_images=[Image.new('P', picture.size, 3)] * 4)
+    keep('cmyk.jpg', picture.convert('CMYK'))
+    keep('deep.png', Image.fromarray(np.asarray(picture.convert('L')).astype(np.uint16) * 257))
+    keep('alpha.png', picture.convert('RGBA'))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    keep('turned.jpg', picture.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=97)
+    keep('upright.jpg', picture, quality=97)
+    for name, content in {'text.jpg': b'hello', 'empty.jpg': b'', 'cut.jpg': (at/'upright.jpg').read_bytes()[:900]}.items():
+        (at/name).write_bytes(content)
+        bad.append(at/name)
+    Image.new('1', (20_000, 20_000)).save(at/'huge.png')
+    (at/'hollow').mkdir()
+    return good, [*bad, at/'huge.png', at/'hollow', at/'missing.png']
+
+
+def test_predict_prints_a_line_a_picture(folder, pictures):
+    done = call('artinsight_predict', folder, *pictures[:3])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(': ')[0] for line in lines] == [str(path) for path in pictures[:3]]
+    assert all(any(kind in line for kind in CLASSES) and '%' in line for line in lines)
+
+
+def test_predict_json_names_bad_files_and_does_the_rest(folder, odd):
+    good, bad = odd
+    done = call('artinsight_predict', folder, *good, *bad, '--json')
+    assert done.returncode == 0, done.stderr
+    rows = {row['path']: row for row in json.loads(done.stdout)}
+    assert list(rows) == [str(path) for path in [*good, *bad]]
+    for path in good:
+        row = rows[str(path)]
+        assert row['class'] in CLASSES and 0 < row['probability'] <= 1 and abs(sum(row['styles'].values())) <= 1.001 and not row['problem']
+    for path in bad:
+        assert rows[str(path)]['problem'] and 'class' not in rows[str(path)]
+        assert sum(line.startswith(f'{path}: ') for line in done.stderr.splitlines()) == 1
+    assert 'Traceback' not in done.stderr
+
+
+def test_predict_without_anything_readable_is_exit_2(folder, odd):
+    done = call('artinsight_predict', folder, *odd[1])
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.splitlines()[-1] == f'artinsight_predict: none of the {len(odd[1])} pictures could be read'
+
+
+def test_predict_refuses_what_is_no_run(tmp_path, folder, pictures):
+    for run in (tmp_path/'nowhere', tmp_path): 
+        done = call('artinsight_predict', run, pictures[0])
+        assert done.returncode == 2 and done.stderr.count('\n') <= 3 and 'Traceback' not in done.stderr
+    record = json.loads((folder/'record.json').read_text())
+    for change in ({'classes': ['cat', 'dog']}, {'experiment': {}}, {'data': None}, {'format': 99}):
+        (tmp_path/'record.json').write_text(json.dumps({**record, **change}))
+        (tmp_path/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes())
+        with pytest.raises((ValueError, FileNotFoundError)): load_run(tmp_path)
+    (tmp_path/'record.json').write_text(json.dumps(record))
+    (tmp_path/'model.safetensors').write_bytes(b'\x80\x04cos\nsystem\n(S"touch /tmp/harm"\ntR.')
+    with pytest.raises(ValueError, match='damaged'): load_run(tmp_path)
+
+
+def test_folders_globs_and_order(run, sample, pictures):
+    baroque = sorted((sample/'test'/'baroque').glob('*.jpg'))
+    frame = run.predict([f'{sample}/test/bar*/*.jpg', sample/'test'/'realism', pictures[0]])
+    assert list(frame.path[:len(baroque)]) == [str(path) for path in baroque] and frame.path.iloc[-1] == str(pictures[0])
+    alone = run.predict(pictures[0])
+    assert alone['class'][0] == frame['class'].iloc[-1] and abs(alone.probability[0] - frame.probability.iloc[-1]) < 1e-5
+
+
+def test_batches_do_not_change_answers(run, pictures):
+    one, many = run.predict(pictures[:50], batch_size=1), run.predict(pictures[:50], batch_size=17)
+    assert (one['class'] == many['class']).all() and np.abs(one.probability - many.probability).max() < 1e-5
+
+
+def test_pil_arrays_and_files_agree(run, pictures):
+    image = Image.open(pictures[3])
+    frame = run.predict([pictures[3], image, np.asarray(image.convert('RGB'))])
+    assert frame.probability.round(5).nunique() == 1 and not frame.problem.any()
+
+
+def test_exif_turns_the_picture(run, odd):
+    named = {path.name: path for path in odd[0]}
+    frame = run.predict([named['turned.jpg'], named['upright.jpg']])
+    assert abs(frame.AI[0] - frame.AI[1]) < .02 and frame['class'].nunique() == 1
+
+
+def test_explain_leaves_a_png_and_a_json_for_each_good_file(folder, odd, tmp_path):
+    good, bad = odd
+    done = call('artinsight_explain', folder, *good, *bad, '--out', tmp_path/'maps', '--target', 'origin')
+    assert done.returncode == 0, done.stderr
+    assert 'Traceback' not in done.stderr
+    names = sorted(path.name for path in (tmp_path/'maps').iterdir())
+    assert names == sorted(f'{path.stem}.{kind}' for path in good for kind in ('png', 'json'))
+    for path in bad: assert sum(line.startswith(f'{path}: ') for line in done.stderr.splitlines()) == 1
+    for path in good:
+        told = json.loads((tmp_path/'maps'/f'{path.stem}.json').read_text())
+        assert told['path'] == str(path) and told['asked'] == 'AI' and len(told['map']) == told['map_size'][0] >= 4
+        assert Image.open(tmp_path/'maps'/f'{path.stem}.png').size[0] > 500
+
+
+@pytest.mark.parametrize('words, why', [(('--layer', 'nothing'), 'no layer'), (('--target', 'cubism'), 'cubism')])
+def test_explain_refuses_bad_questions_in_one_line(folder, pictures, tmp_path, words, why):
+    done = call('artinsight_explain', folder, pictures[0], '--out', tmp_path/'maps', *words)
+    assert done.returncode == 2 and why in done.stderr.splitlines()[-1] and not (tmp_path/'maps').exists()
+
+
+def test_a_1x1_layer_is_refused_with_one_that_works(runs, pictures, tmp_path):
+    done = call('artinsight_explain', runs/'resnet18_base', pictures[0], '--out', tmp_path/'maps', '--layer', 'layer4')
+    assert done.returncode == 2 and '1x1' in done.stderr and "try 'layer" in done.stderr
+
+
+def test_same_names_do_not_overwrite(run, pictures, tmp_path):
+    for place in 'ab':
+        (tmp_path/place).mkdir()
+        Image.open(pictures[0]).save(tmp_path/place/'same.png')
+    frame = explain_files(run, [tmp_path/'a', tmp_path/'b'], tmp_path/'out')
+    assert list(frame.name) == ['same', 'same-2'] and len(list((tmp_path/'out').iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_two_thousand_files(run, pictures, tmp_path):
+    many = [pictures[i % len(pictures)] for i in range(1999)] + [tmp_path/'missing.jpg']
+    frame = explain_files(run, many, tmp_path/'out')
+    assert (frame.problem != '').sum() == 1 and len(list((tmp_path/'out').iterdir())) == 2 * 1999
