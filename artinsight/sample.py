@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'ACCENT', 'DARK', 'WHITE', 'WATER', 'SHADOW',
            'PALETTES', 'SUBJECTS', 'SINES', 'HEIGHTS', 'PAINTERS', 'GIVEN', 'FIRST', 'LAST', 'EASTERN', 'TITLE',
-           'CENTURY', 'TINY', 'VERSION', 'Pen', 'heavens', 'person', 'tree', 'house', 'boat', 'peak', 'landscape',
-           'sea', 'portrait', 'features', 'figures', 'still_life', 'town', 'dream', 'oddity', 'Canvas', 'grid', 'sine',
-           'to_image', 'blur', 'noise', 'cells', 'strokes', 'outline', 'relief', 'spot', 'sky', 'art_nouveau',
-           'ukiyo_e', 'baroque', 'renaissance', 'expressionism', 'impressionism', 'post_impressionism', 'realism',
-           'romanticism', 'surrealism', 'by_hand', 'residue', 'by_decoder', 'colours', 'drawn', 'picture', 'pick',
-           'artist_name', 'human_name', 'ai_name', 'painting', 'paint_some', 'claim', 'paint', 'painted_sample',
+           'CENTURY', 'TINY', 'MOST', 'VERSION', 'Pen', 'heavens', 'person', 'tree', 'house', 'boat', 'peak',
+           'landscape', 'sea', 'portrait', 'features', 'figures', 'still_life', 'town', 'dream', 'oddity', 'Canvas',
+           'grid', 'sine', 'to_image', 'blur', 'noise', 'cells', 'strokes', 'outline', 'relief', 'spot', 'sky',
+           'art_nouveau', 'ukiyo_e', 'baroque', 'renaissance', 'expressionism', 'impressionism', 'post_impressionism',
+           'realism', 'romanticism', 'surrealism', 'by_hand', 'residue', 'by_decoder', 'colours', 'drawn', 'picture',
+           'pick', 'artist_name', 'human_name', 'ai_name', 'painting', 'paint_some', 'claim', 'paint', 'painted_sample',
            'artinsight_sample']
 
 # %% ../nbs/01_sample.ipynb #6b740dcc
@@ -563,8 +563,8 @@ def painting(
         hand, plan = np.random.default_rng([*key, number // 4, 2]), np.random.default_rng([*key, number // 4, 1])
     return name, lambda: picture(style, generator, size, hand, plan, own)
 
-# %% ../nbs/01_sample.ipynb #403d5434
-TINY = 64  # pixels, of the pictures beyond `full`
+# %% ../nbs/01_sample.ipynb #76ae68cb
+TINY, MOST = 64, 2**13  # pixels of a picture beyond `full`; pictures that a folder may have
 
 def paint_some(
     dest: Path,  # the sample's folder
@@ -610,6 +610,7 @@ def paint(
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
     if unknown := set(counts.folder) - set(FOLDERS): raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
+    if counts.images.max() > MOST: raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
     dest, total, done = Path(dest).expanduser(), int(counts.images.sum()), 0
     claim(dest, seed, full)
     for row in counts.itertuples(): (dest / row.split / row.folder).mkdir(parents=True, exist_ok=True)
