@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSION', 'MEAN', 'STD', 'AUGMENTATIONS', 'DEGREES',
-           'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'PRECISIONS', 'BadPicture', 'to_rgb',
-           'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores', 'build_store', 'normalise',
-           'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch', 'epoch_order', 'free_memory',
-           'Pictures', 'Features', 'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'feature_dataloaders',
-           'Precision', 'cpu_has_bf16', 'pick_precision']
+           'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'CACHE', 'PRECISIONS', 'BadPicture',
+           'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores', 'build_store', 'normalise',
+           'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch', 'epoch_order', 'Pictures',
+           'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16', 'pick_precision']
 
-# %% ../nbs/02_loading.ipynb #e1ae29d6
-import hashlib, json, mmap, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
+# %% ../nbs/02_loading.ipynb #cb307558
+import hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
@@ -29,8 +28,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .data import CLASSES, atomic_write
 
-# %% ../nbs/02_loading.ipynb #dba789fc
-FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'MPO', 'PPM')  # what is read; Pillow knows more, some of them risky
+# %% ../nbs/02_loading.ipynb #0a75be82
+FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM')  # what is read; Pillow knows more, some of them risky
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit for one picture
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError, struct.error, zlib.error)
 
@@ -183,17 +182,16 @@ class Store:
     def __len__(self): return len(self.frame)
     def __repr__(self): return f'Store of {len(self):,} pictures of {self.size} px, {len(self.bad)} bad ones left out, {self.bytes / 1e6:,.1f} MB'
 
-# %% ../nbs/02_loading.ipynb #a167ef9a
+# %% ../nbs/02_loading.ipynb #da9d1171
 @patch
-def map(self: Store) -> np.ndarray:  # uint8 (all pictures, size, size, 3)
+def mapped(self: Store) -> np.ndarray:  # uint8 (all pictures, size, size, 3)
     "The store's file as an array; pages come from disk when they are touched."
-    with open(self.file, 'rb') as file: self.memory = mmap.mmap(file.fileno(), self.bytes, access=mmap.ACCESS_COPY)
-    return np.frombuffer(self.memory, np.uint8).reshape(self.n, self.size, self.size, 3)
+    return np.asarray(np.memmap(self.file, np.uint8, 'c', shape=(self.n, self.size, self.size, 3)))
 
 @patch
 def damaged(self: Store, done: dict) -> list:  # block numbers
     "Those of the `done` blocks whose pixels do not have the checksum in the journal."
-    array = self.map()
+    array = self.mapped()
     check = lambda block: zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]) != done[block]['crc']
     with ThreadPoolExecutor(num_cpus()) as pool: return [block for block, wrong in zip(done, pool.map(check, done)) if wrong]
 
@@ -253,16 +251,15 @@ def build_stores(
 ) -> dict:  # size -> Store
     "Decode what is not decoded yet; ValueError without any readable picture, OSError without the space."
     if not len(frame): raise ValueError('no pictures to decode: the table is empty')
-    root, paths = Path(root).resolve(), list(frame.path)
-    name = _digest([str(root), *paths])
+    root, name = Path(root).resolve(), _digest([str(Path(root).resolve()), *frame.path])
     stores = [Store(Path(folder) / f'{size}px-{name}', size, frame) for size in sizes]
-    keys = _block_keys(root, paths)
+    keys = _block_keys(root, list(frame.path))
     done = [store.resume(keys) for store in stores]
     _decode_missing(stores, done, root, keys, num_cpus() if workers is None else workers, progress)
     for store, entries in zip(stores, done): store.finish(entries)
     if progress and len(bad := stores[0].bad):
         print(f'{len(bad)} of {len(frame)} pictures left out: {bad.path[0]} ({bad.reason[0]})' + ', ...' * (len(bad) > 1), file=sys.stderr)
-    return {store.size: store for store in stores}
+    return dict(zip(sizes, stores))
 
 # %% ../nbs/02_loading.ipynb #d23f3607
 def _decode_missing(stores, done, root, keys, workers, progress):
@@ -280,6 +277,7 @@ def _decode_missing(stores, done, root, keys, workers, progress):
             done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'bad': bad}
             with open(stores[i].journal, 'a') as file: file.write(json.dumps(done[i][block]) + '\n')
 
+# %% ../nbs/02_loading.ipynb #5ec3418a
 def build_store(
     frame: pd.DataFrame,  # pictures: a column `path`, relative to `root`
     root,  # the data set's folder
@@ -297,16 +295,21 @@ def pixels(self: Store, device='cpu') -> torch.Tensor:  # uint8 (all pictures, s
     "All pixels: on the CPU the mapped file itself, elsewhere a copy that is made once."
     device = torch.device(device)
     if device not in self.kept:
-        mapped = torch.from_numpy(self.map())
-        self.kept[device] = mapped if device.type == 'cpu' else mapped.to(device)
+        self.kept[device] = torch.from_numpy(self.mapped()).to(device)
     return self.kept[device]
 
+@patch
+def take(self: Store, slots) -> torch.Tensor:  # uint8 (n, 3, size, size), channels last in memory
+    "Pictures by their place in the file (`read` takes positions in `frame`)."
+    return torch.from_numpy(np.take(self.pixels().numpy(), slots, axis=0)).permute(0, 3, 1, 2)
+
+# %% ../nbs/02_loading.ipynb #307eedc6
 @patch
 def read(self: Store,
     rows,  # positions in `frame`
 ) -> torch.Tensor:  # uint8 (n, 3, size, size), channels last in memory
     "Pictures in the order of `rows`."
-    return torch.from_numpy(np.take(self.pixels().numpy(), self.slots[np.asarray(rows)], axis=0)).permute(0, 3, 1, 2)
+    return self.take(self.slots[np.asarray(rows)])
 
 @patch
 def rows(self: Store,
@@ -401,24 +404,23 @@ def _taps(start, length, size, device):
 def crop(
     x: torch.Tensor,  # (n, 3, size, size), uint8 or float
     boxes: torch.Tensor,  # as `draw_boxes` returns
-) -> torch.Tensor:  # float (n, 3, size, size), channels last in memory
+) -> torch.Tensor:  # float (n, 3, size, size)
     "Cut each picture's box out and enlarge it to the old size (boxes are never larger, so antialiasing has nothing to do)."
     left, top, w, h = boxes.unbind(1)
-    n, size = len(x), x.shape[-1]
-    tall = _taps(top, h, size, x.device) @ x.permute(0, 2, 3, 1).float().flatten(2)
-    return (_taps(left, w, size, x.device)[:, None] @ tall.view(n, size, size, 3)).permute(0, 3, 1, 2)
+    down, across = _taps(top, h, x.shape[-1], x.device), _taps(left, w, x.shape[-1], x.device)
+    return torch.einsum('nih,nchw,njw->ncij', down, x.to(torch.float32, memory_format=torch.contiguous_format), across)
 
 # %% ../nbs/02_loading.ipynb #157d16d8
 def _hue(x, shift):
     "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns: to HSV and back."
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
-    r, g, b = ((value - channel) / chroma.clamp_min(1e-6) for channel in x.unbind(1))
-    hue = torch.where(x[:, 0] == value, b - g, torch.where(x[:, 1] == value, 2 + r - b, 4 + g - r)) + 6 * shift.view(-1, 1, 1)
-    def channel(n):
-        k = (hue + n).remainder(6)
-        return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
-    return torch.stack([channel(5), channel(3), channel(1)], 1)
+    r, g, b = x.unbind(1)
+    sector = torch.where(r == value, g - b, torch.where(g == value, b - r, r - g)).div_(chroma.clamp_min(1e-6))
+    start = torch.where(r == value, 0., torch.where(g == value, 2., 4.)) + 6 * shift.view(-1, 1, 1)
+    hue = (sector + start).remainder_(6)
+    less = (2 - (hue - 3).abs_(), (hue - 2).abs_() - 1, (hue - 4).abs_() - 1)
+    return torch.stack([value - part.clamp_(0, 1).mul_(chroma) for part in less], 1)
 
 # %% ../nbs/02_loading.ipynb #2cda3559
 GREY = (.299, .587, .114)  # weights of red, green and blue
@@ -429,10 +431,10 @@ def colour_jitter(
     order: torch.Tensor,  # int (n, 4): each picture's order of the four
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
-    x, column = x.float(), lambda values: values.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-    weights = torch.tensor(GREY, device=x.device).view(3, 1, 1)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    column = lambda values: values.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
     for step in order.unbind(1):
-        grey = (x * weights).sum(1, keepdim=True)
+        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(GREY))
         other = grey * column((step == 2).float()) + grey.mean((2, 3), keepdim=True) * column((step == 1).float())
         factor = column(factors.gather(1, step[:, None]).where(step[:, None] < 3, 1.))
         x = other.lerp(x, factor).clamp_(0, 255)
@@ -476,51 +478,26 @@ def epoch_order(
     order = np.concatenate([pieces[place] for place in draw.permutation(len(pieces))])
     return np.concatenate([draw.permutation(order[i:i + pool]) for i in range(0, n, pool)])
 
-def free_memory(
-    device: torch.device,
-) -> int:  # bytes
-    "Free memory of a GPU; 0 for others, whose pictures stay where they are."
-    return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else 0
-
-# %% ../nbs/02_loading.ipynb #7d1fdfff
+# %% ../nbs/02_loading.ipynb #a642e0a1
 class Pictures:
     "Rows of a store with their class numbers: the data set behind a `BatchLoader`."
     vocab = CLASSES
-    def __init__(self, store, rows, targets):
+    def __init__(self, store, rows):
+        rows = np.asarray(rows)
         self.store, self.slots = store, store.slots[rows]
-        self.targets = torch.as_tensor(targets, dtype=torch.long)
-        self.spread = 1 if len(rows) * store.picture_bytes <= FULL_SHUFFLE else CHUNK
+        self.targets = torch.from_numpy(pd.Index(CLASSES).get_indexer(store.frame['class'])[rows].astype(np.int64))
+        self.chunk = 1 if len(rows) * store.picture_bytes <= FULL_SHUFFLE else CHUNK
     def __len__(self): return len(self.slots)
     def __getitem__(self, i): return self.batch([i])[0][0], self.targets[i]
 
     def batch(self, places, device=torch.device('cpu')):
-        "uint8 pictures and targets on `device`."
-        slots, resident = self.slots[places], device in self.store.kept or self.store.bytes < free_memory(device) / 4
-        if resident and device.type != 'cpu': x = self.store.pixels(device)[torch.as_tensor(slots, device=device)]
-        else: x = torch.from_numpy(np.take(self.store.pixels().numpy(), slots, axis=0))
-        y = self.targets[places]
-        if device.type == 'cuda': x, y = (t if t.is_cuda else t.pin_memory() for t in (x, y))
-        return x.permute(0, 3, 1, 2).to(device, non_blocking=True), y.to(device, non_blocking=True)
-
-    def expect(self, places):
-        "Tell the system that these will be read soon."
-        if not hasattr(mmap, 'MADV_WILLNEED'): return
-        self.store.pixels()
-        for piece in np.split(slots := np.sort(self.slots[places]), np.flatnonzero(np.diff(slots) > CHUNK) + 1):
-            begin = piece[0] * self.store.picture_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            self.store.memory.madvise(mmap.MADV_WILLNEED, begin, int((piece[-1] + 1) * self.store.picture_bytes - begin))
-
-# %% ../nbs/02_loading.ipynb #753d94bf
-class Features:
-    "Precomputed inputs with their class numbers, for instance what a frozen trunk makes of each picture."
-    vocab, spread = CLASSES, 1
-    def __init__(self, inputs, targets): self.inputs, self.targets = inputs, torch.as_tensor(targets, dtype=torch.long)
-    def __len__(self): return len(self.inputs)
-    def __getitem__(self, i): return self.inputs[i], self.targets[i]
-    def expect(self, places): pass
-    def batch(self, places, device=torch.device('cpu')):
-        places = torch.as_tensor(places)
-        return self.inputs[places.to(self.inputs.device)].to(device, non_blocking=True), self.targets[places].to(device, non_blocking=True)
+        "uint8 pictures and targets on `device`; a GPU keeps all pictures if a quarter of its free memory holds them."
+        store, slots, y = self.store, self.slots[places], self.targets[places]
+        if device.type == 'cuda' and (device in store.kept or store.bytes < torch.cuda.mem_get_info(device)[0] / 4):
+            x = store.pixels(device)[torch.as_tensor(slots, device=device)].permute(0, 3, 1, 2)
+        else: x = store.take(slots)
+        if device.type == 'cuda': x, y = (t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in (x, y))
+        return x.to(device), y.to(device)
 
 # %% ../nbs/02_loading.ipynb #348147b8
 def ahead(
@@ -553,10 +530,12 @@ class BatchLoader(DataLoader):
         self.epoch = epoch
 
     def get_idxs(self):
-        if not self.shuffle: return np.arange(self.n)
-        return epoch_order(self.n, self.seed, self.epoch, self.dataset.spread)
+        "Places of the pictures, in the epoch's order."
+        return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
-# %% ../nbs/02_loading.ipynb #ce9f75d7
+# %% ../nbs/02_loading.ipynb #2ac6f415
+CACHE = 2 ** 20  # bytes of pictures that a CPU takes through augmentation at once, so that they stay in its cache
+
 @patch
 def before_iter(self: BatchLoader):
     "Start the epoch's draws."
@@ -570,32 +549,27 @@ def after_iter(self: BatchLoader):
 
 @patch
 def create_batches(self: BatchLoader, samps):
-    "Read batches, on a GPU in a thread that works ahead."
+    "Read batches; for a GPU, and from stores that may not fit in memory, in a thread that works ahead."
     read = lambda places: self.dataset.batch(np.array(places), self.device)
     batches = chunked(samps, self.bs, self.drop_last)
-    return ahead(read, batches) if self.device.type == 'cuda' else map(read, batches)
+    return ahead(read, batches) if self.device.type == 'cuda' or self.dataset.chunk > 1 else map(read, batches)
 
+# %% ../nbs/02_loading.ipynb #234ed562
 @patch
 def after_batch(self: BatchLoader, b):
-    "Augment (while training) and normalise pictures; features pass as they are."
-    if isinstance(self.dataset, Features): return b
+    "Augment, while training, and normalise; on a CPU a few pictures at a time, which stay in its cache."
     x, y = b
-    return normalise(augment_batch(x, self.augment, self.generator) if self.shuffle and self.augment else x), y
+    steps = self.augment if self.shuffle else ()
+    part = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
+    return torch.cat([normalise(augment_batch(few, steps, self.generator)) for few in x.split(part)]), y
 
-# %% ../nbs/02_loading.ipynb #dbac2839
+# %% ../nbs/02_loading.ipynb #613083bf
 class ArtLoaders(DataLoaders):
     "fastai `DataLoaders` with a third one, `test`."
     @property
     def test(self): return self.loaders[2]
 
-def _loaders(dataset, parts, augment, batch_size, device, seed):
-    "Train, validation and test loaders of `dataset(rows)`."
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    loaders = [BatchLoader(dataset(np.asarray(rows)), batch_size, shuffle=not i, drop_last=not i and len(rows) >= batch_size,
-                           augment=() if i else augment, seed=seed, device=device) for i, rows in enumerate(parts) if rows is not None]
-    return ArtLoaders(*loaders, device=device)
-
-# %% ../nbs/02_loading.ipynb #0e8e641f
+# %% ../nbs/02_loading.ipynb #88af53b8
 def dataloaders(
     store: Store,  # the pictures
     train,  # row positions in `store.frame`, as the next two
@@ -607,22 +581,10 @@ def dataloaders(
     seed: int = 0,  # of order and augmentation
 ) -> ArtLoaders:  # batches of (float (n, 3, size, size), long (n,)) on the device
     "Loaders for training (shuffled, augmented), validation and test (in order, whole)."
-    targets = pd.Index(CLASSES).get_indexer(store.frame['class'])
-    return _loaders(lambda rows: Pictures(store, rows, targets[rows]), (train, valid, test), augment, batch_size, device, seed)
-
-def feature_dataloaders(
-    inputs: torch.Tensor,  # one row a picture, any shape, on any device
-    targets,  # class numbers, one a row
-    train,  # rows, as the next two
-    valid,  # validation
-    test=None,  # test
-    batch_size: int = 64,  # rows
-    device=None,  # None: a GPU where there is one
-    seed: int = 0,  # of the order
-) -> ArtLoaders:
-    "Loaders over precomputed inputs, in the same order as `dataloaders` would give."
-    targets = torch.as_tensor(targets)
-    return _loaders(lambda rows: Features(inputs[rows], targets[rows]), (train, valid, test), (), batch_size, device, seed)
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    sets = [Pictures(store, rows) for rows in (train, valid, test) if rows is not None]
+    training = BatchLoader(sets[0], batch_size, True, len(sets[0]) >= batch_size, augment, seed, device)
+    return ArtLoaders(training, *(BatchLoader(pictures, batch_size, device=device) for pictures in sets[1:]), device=device)
 
 # %% ../nbs/02_loading.ipynb #fd67ac8c
 @patch
