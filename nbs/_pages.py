@@ -14,14 +14,14 @@ DIRECTIVE = re.compile(r'^\s*#\s?\|\s*(.+?)\s*$\n?', re.M)
 
 # %% The notebooks
 
-def pages(root=ROOT):
+def pages():
     "Notebook names in the site's order: [(section or None, name)]."
     def walk(contents, section=None):
         for entry in contents:
             if isinstance(entry, dict): yield from walk(entry['contents'], entry['section'])
             else: yield section, entry
-    sidebar = yaml.safe_load((root/'_quarto.yml').read_text())['website']['sidebar']['contents']
-    return [(section, name) for section, name in walk(sidebar) if (root/'nbs'/name).exists()]
+    sidebar = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']['contents']
+    return [(section, name) for section, name in walk(sidebar) if (ROOT/'nbs'/name).exists()]
 
 def page_name(name):
     "The page that nbdev makes of a notebook: 06_evaluation.ipynb -> evaluation.html."
@@ -74,7 +74,7 @@ def execute(path, dest, env):
     held = [cell for cell in nb.cells if {'slow', 'cuda'} & directives(cell).keys()]
     for cell in held: cell.metadata['tags'] = ['skip-execution']    # these keep the outputs they were committed with
     try:
-        NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(dest.parent)}}).execute(env=env)
+        NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(dest.parent)}}).execute(env=env or dict(os.environ))
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
         return re.sub(r'\x1b\[[0-9;]*m', '', str(error)).strip()
     for cell in held: del cell.metadata['tags']
@@ -153,7 +153,8 @@ def prepare(nb):
             cells.append(cell)
         if cell.cell_type != 'code': continue
         source, outputs = shown(cell)
-        exported, clean = 'export' in ' '.join(directives(cell)), DIRECTIVE.sub('', cell.source).strip()
+        directives_of = directives(cell)
+        exported, clean = 'export' in ' '.join(directives_of), DIRECTIVE.sub('', cell.source).strip()
         for output in cell.outputs if outputs else []:
             for kind in ('image/png', 'image/jpeg'):
                 if kind in output.get('data', {}):
@@ -162,7 +163,8 @@ def prepare(nb):
         if not (cell.outputs or (source and clean)): continue
         cell.source = clean
         cell.metadata['transient'] = {'remove_source': not (source and clean)}
-        cell.metadata['open'], cell.metadata['label'] = not exported and not imports(clean) and clean.count('\n') < 12, label(clean)
+        folded = exported or directives_of.get('code-fold:') == 'true' or imports(clean) or clean.count('\n') >= 12
+        cell.metadata['open'], cell.metadata['label'] = not folded, label(clean)
         cells.append(cell)
     return nbformat.v4.new_notebook(cells=cells, metadata=nb.metadata)
 
@@ -259,8 +261,9 @@ def readme(nb):
 
 def say(words): print(words, file=sys.stderr, flush=True)
 
-def publish(proc, dest=ROOT/'_docs'):
+def publish(proc):
     "Quarto where it is, as nbdev does it; else nbconvert."
+    dest = ROOT/'_docs'
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/'artinsight'    # nbdev skips files below a folder named _proc
         shutil.copytree(proc, copy)

@@ -1,0 +1,210 @@
+"""The pages: all there, linked, self-contained, readable on a phone, without traces of directives."""
+import importlib.util
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ('simple_cnn', 'resnet18_base', 'resnet18_aggressive', 'resnet18_augmented', 'resnet18_best')
+
+
+@pytest.fixture(scope='module')
+def builder():
+    "nbs/_pages.py as a module of its own."
+    spec = importlib.util.spec_from_file_location('_pages', ROOT/'nbs/_pages.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Page(HTMLParser):
+    "A page's ids, links, resources and text."
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.resources, self.images, self.words = set(), [], [], 0, []
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids.add(found.get('id'))
+        if tag == 'a': self.links.append(found.get('href', ''))
+        if tag == 'img':
+            self.images += 1
+            assert found.get('alt'), 'a picture without words for those who cannot see it'
+        self.resources += [found[name] for name in ('src', 'srcset', 'poster', 'data') if found.get(name)]
+        if tag == 'link': self.resources.append(found.get('href', ''))
+
+    def handle_data(self, data): self.words.append(data)
+
+    @property
+    def text(self): return ''.join(self.words)
+
+
+@pytest.fixture(scope='module')
+def site(builder, tmp_path_factory):
+    "The pages of the committed notebooks."
+    folder = tmp_path_factory.mktemp('site')
+    builder.build(ROOT/'nbs', folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def pages(site): return {path.name: Page(path) for path in site.glob('*.html')}
+
+
+def test_every_notebook_has_a_page_that_links_to_all_others(builder, pages):
+    names = {builder.page_name(path) for path in (ROOT/'nbs').glob('*.ipynb')}
+    assert set(pages) == names
+    for page in pages.values(): assert names <= set(page.links)
+
+
+def test_internal_links_lead_somewhere(pages):
+    dead = []
+    for name, page in pages.items():
+        for link in page.links:
+            if re.match(r'[a-z]+:', link): continue
+            target, _, anchor = link.partition('#')
+            other = pages.get(target or name)
+            if other is None or (anchor and anchor not in other.ids): dead.append(f'{name}: {link}')
+    assert not dead
+
+
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    for name, page in pages.items():
+        assert [source[:60] for source in page.resources if re.match(r'(https?:)?//', source)] == [], name
+        assert '<script' not in (site/name).read_text(), name
+    for sheet in site.glob('*.css'): assert not re.search(r'@import|url\(\s*["\']?(https?:)?//', sheet.read_text())
+
+
+def test_no_directive_and_no_hidden_cell_is_left(pages):
+    for name, page in pages.items():
+        assert not re.search(r'^\s*#\s?\|', page.text, re.M), name
+        assert 'ARTINSIGHT_SOURCE' not in page.text, name
+
+
+def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
+    report = pages['report.html']
+    for model in MODELS: assert model in report.text
+    body = (site/'report.html').read_text()
+    sections = re.split(r'<h3', body.split('id="results"')[1].split('id="conclusions"')[0])[1:]
+    assert len(sections) == 5
+    for section in sections:
+        assert section.count('<img') == 3, 'a confusion matrix, right pictures, wrong pictures'
+        assert 'Right' in section and 'Wrong' in section and 'Heat maps' in section
+        assert 'data: ' in section and 'init: ' in section and 'quick: ' in section
+    assert "can't be trusted with" in report.text
+
+
+def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path, monkeypatch):
+    "A notebook with one cell of each kind."
+    shown = new_output('stream', name='stdout', text='spoken aloud')
+    notebook = new_notebook(cells=[
+        new_markdown_cell('# Title of `it`\n\n> A summary'),
+        new_markdown_cell('## A heading, *here*\n\nSee [it](00_data.ipynb#a-heading-here) and ![badge](https://example.org/badge.svg).'),
+        new_code_cell('#| hide\nsecret = 1', outputs=[shown]),
+        new_code_cell('#| export\n#| hide_input\nunseen = 2', outputs=[shown]),
+        new_code_cell('#| echo: false\nunseen = 3', outputs=[new_output('display_data', {'text/html': '<table><tr><td>cell</td></tr></table>'})]),
+        new_code_cell('#| hide_output\nseen = 4', outputs=[new_output('stream', name='stdout', text='kept quiet')]),
+        new_code_cell('#| export\ndef exported(x):\n    "What it does."'),
+        new_code_cell('warn()', outputs=[new_output('stream', name='stderr', text='noise of progress')])])
+    (tmp_path/'nbs').mkdir()
+    nbformat.write(notebook, tmp_path/'nbs/00_data.ipynb')
+    for name in ('_quarto.yml', 'nbs/styles.css', 'nbs/_pages.css'): shutil.copy(ROOT/name, tmp_path/name)
+    monkeypatch.setattr(builder, 'ROOT', tmp_path)
+    builder.build(tmp_path/'nbs', tmp_path/'out')
+    page, body = Page(tmp_path/'out/data.html'), (tmp_path/'out/data.html').read_text()
+    for word in ('secret', 'unseen', 'kept quiet', 'noise of progress', '#|', 'example.org'): assert word not in body, word
+    for word in ('spoken aloud', 'cell', 'seen', 'What it does.', 'badge', 'A summary'): assert word in page.text, word
+    assert body.count('spoken aloud') == 1
+    assert 'data.html#a-heading-here' in page.links and 'a-heading-here' in page.ids
+    assert '<div class="scroll"><table' in body
+
+
+def test_readme_is_what_a_reader_of_the_index_sees(builder):
+    notebook = new_notebook(cells=[
+        new_markdown_cell('# It\n\n[page](12_report.ipynb)'), new_code_cell('#| hide\nsecret = 1'),
+        new_code_cell('#| hide_input\nunseen = 1', outputs=[new_output('execute_result', {'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'Markdown'})]),
+        new_code_cell('1 + 1', outputs=[new_output('stream', name='stdout', text='2')])])
+    words = builder.readme(notebook)
+    assert '[page](nbs/12_report.ipynb)' in words and '| a |\n|---|\n| 1 |' in words and '```python\n1 + 1\n```\n\n```\n2\n```' in words
+    assert 'secret' not in words and 'unseen' not in words
+
+
+def project(folder, cells):
+    "A project of two small notebooks."
+    for name in ('nbs', 'artinsight', 'results'): (folder/name).mkdir()
+    for name in ('settings.ini', 'setup.py', '_quarto.yml', 'nbs/styles.css'): shutil.copy(ROOT/name, folder/name)
+    (folder/'README.md').touch()
+    for name, source in cells.items():
+        nbformat.write(new_notebook(cells=[new_markdown_cell('# It'), new_code_cell(source)]), folder/'nbs'/name)
+
+
+def test_only_changed_notebooks_are_executed_again_and_a_failing_one_is_named(builder, tmp_path, monkeypatch):
+    count = 'with open("count-{}", "a") as file: file.write("x")'
+    project(tmp_path, {'index.ipynb': count.format(0), '00_data.ipynb': count.format(1)})
+    monkeypatch.setattr(builder, 'ROOT', tmp_path)
+    runs, proc = tmp_path/'runs', tmp_path/'_proc'
+    def counts(): return [(proc/f'nbs/count-{number}').read_text() for number in (0, 1)]
+    builder.execute_all(runs, proc)
+    builder.execute_all(runs, proc)
+    assert counts() == ['x', 'x']
+    nbformat.write(new_notebook(cells=[new_code_cell(count.format(1) + '\nprint(1)')]), tmp_path/'nbs/00_data.ipynb')
+    builder.execute_all(runs, proc)
+    assert counts() == ['x', 'xx'], 'only the notebook that changed'
+    (tmp_path/'artinsight/data.py').write_text('changed = True')
+    nbformat.write(new_notebook(cells=[new_code_cell('print(0)'), new_code_cell('1 / 0')]), tmp_path/'nbs/00_data.ipynb')
+    with pytest.raises(SystemExit, match='00_data.ipynb') as stopped: builder.execute_all(runs, proc)
+    assert 'index' not in str(stopped.value)
+    assert counts()[0] == 'xx', 'all notebooks, when the package changed'
+    assert not (tmp_path/'nbs/count-0').exists(), 'the tree stays clean'
+
+
+def test_slow_cells_keep_their_outputs(builder, tmp_path):
+    notebook = new_notebook(cells=[new_code_cell('#| slow\nraise SystemError', outputs=[new_output('stream', name='stdout', text='of long ago')]),
+                                   new_code_cell('print(1)')])
+    nbformat.write(notebook, tmp_path/'a.ipynb')
+    assert builder.execute(tmp_path/'a.ipynb', tmp_path/'b.ipynb', None) is None
+    slow, other = nbformat.read(tmp_path/'b.ipynb', 4).cells
+    assert slow.outputs[0].text == 'of long ago' and other.outputs[0].text == '1\n' and 'tags' not in slow.metadata
+
+
+@pytest.fixture(scope='module')
+def browser():
+    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if program is None: pytest.skip('no Chromium on this machine')
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking'])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize('width, scheme', [(390, 'light'), (390, 'dark'), (1280, 'light')])
+def test_pages_fit_the_screen(browser, site, width, scheme):
+    context = browser.new_context(viewport={'width': width, 'height': 800}, color_scheme=scheme)
+    screen, asked = context.new_page(), []
+    screen.on('request', lambda request: asked.append(request.url))
+    for path in sorted(site.glob('*.html')):
+        screen.goto(path.as_uri())
+        assert screen.evaluate('document.documentElement.scrollWidth') <= width, path.name
+        dark = screen.evaluate('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(part => part < 90)')
+        assert dark == (scheme == 'dark'), path.name
+    assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
+    context.close()
+
+
+def test_menu_opens_on_a_phone(browser, site):
+    screen = browser.new_page(viewport={'width': 390, 'height': 800})
+    screen.goto((site/'index.html').as_uri())
+    menu = screen.locator('nav.pages')
+    assert not menu.is_visible()
+    screen.locator('label.menu').click()
+    assert menu.is_visible()
+    menu.get_by_text('Data', exact=True).click()
+    assert screen.url.endswith('data.html')
+    screen.close()
