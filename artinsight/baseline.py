@@ -6,6 +6,8 @@
 __all__ = ['SIMPLE_CNN', 'simple_cnn', 'layer_table']
 
 # %% ../nbs/04_baseline.ipynb #133b7086
+from functools import partial
+
 import pandas as pd, torch
 from torch import nn
 
@@ -31,19 +33,16 @@ def layer_table(
     depth: int = 1,  # how many levels of nested layers to show
 ) -> pd.DataFrame:  # layer, kind, output (channels, height, width), parameters, trainable
     "What each layer puts out for one picture, and how many parameters it holds."
-    rows, hooks = [], []
-    def note(name):
-        def hook(layer, given, output):
-            parameters = sum(weight.numel() for weight in layer.parameters())
-            rows.append((name, type(layer).__name__, tuple(output.shape[1:]), parameters, sum(w.numel() for w in layer.parameters() if w.requires_grad)))
-        return hook
-    for name, layer in model.named_modules():
-        if name and name.count('.') < depth: hooks.append(layer.register_forward_hook(note(name)))
+    rows = []
+    def note(name, layer, given, output):
+        weights = list(layer.parameters())
+        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)))
+    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in model.named_modules() if name and name.count('.') < depth]
     was_training = model.training
     try: model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     finally:
-        for hook in hooks: hook.remove()
         model.train(was_training)
+        for hook in hooks: hook.remove()
     return pd.DataFrame(rows, columns=['layer', 'kind', 'output', 'parameters', 'trainable'])
 
 # %% ../nbs/04_baseline.ipynb #6606e6c9

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', 'load_model', 'open_store', 'loaders_of',
-           'finished', 'describe_data', 'run_experiment', 'find_device', 'reproduce', 'show_records',
-           'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
+           'finished', 'describe_data', 'make_ready', 'score', 'run_experiment', 'find_device', 'reproduce',
+           'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #f63a2466
 import json, sys, time
@@ -109,7 +109,9 @@ def finished(
     except (OSError, ValueError): return None
     same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['init'] == init
     whole = all((run / name).is_file() for name in ('model.safetensors', 'predictions.npz', 'history.csv'))
-    return record if same and whole and record['data'].get('index_sha256') == sha else None
+    if not (same and whole and record['data'].get('index_sha256') == sha): return None
+    print(f'{experiment.name}: already done', file=sys.stderr)
+    return record
 
 # %% ../nbs/08_study.ipynb #2d997ffa
 def describe_data(
@@ -122,7 +124,25 @@ def describe_data(
     return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(read), 'index_sha256': fingerprint(frame),
             'missing': frame.attrs['missing'], 'short': three['train'].attrs.get('short', {}), 'excluded': store.bad.to_dict('records')}
 
-# %% ../nbs/08_study.ipynb #e7bae00d
+# %% ../nbs/08_study.ipynb #ba99a2df
+def make_ready(
+    experiment: Experiment,
+    frame: pd.DataFrame,  # an index
+    weights: str,  # first weights of a ResNet18
+    device: str | None,  # None: the best one there is
+) -> tuple:  # model, three parts, store, loaders
+    "All that a training needs."
+    model = build_model(experiment, weights)
+    three = parts(frame, experiment.per_style, experiment.validation, experiment.split_by, experiment.seed)
+    store = open_store(three, frame.attrs['root'], experiment.size)
+    return model, three, store, loaders_of(experiment, three, store, find_device(device))
+
+def score(run: Path) -> dict:
+    "The figures of a run's saved predictions."
+    predicted = {part: load_predictions(run, part) for part in ('validation', 'test')}
+    return {part: evaluate(target, probs, ids) for part, (ids, target, probs) in predicted.items()}
+
+# %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
     experiment: Experiment,
     frame: pd.DataFrame,  # an index, see `data.index`
@@ -131,23 +151,16 @@ def run_experiment(
     device: str | None = None,  # None: the best one there is
     precision: str = 'auto',  # see `loading.pick_precision`
 ) -> dict:  # the run record
-    "Train, predict, evaluate and record one experiment, unless that is done already; ValueError and OSError say what to do."
-    run = Path(runs) / experiment.name
+    "Train, predict, evaluate and record one experiment, unless it is done already; ValueError and OSError say what to do."
+    run, began = Path(runs) / experiment.name, time.perf_counter()
     init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
-    if done := finished(run, experiment, init, fingerprint(frame)):
-        print(f'{experiment.name}: already done', file=sys.stderr)
-        return done
-    began = time.perf_counter()
-    model = build_model(experiment, weights)
-    three = parts(frame, experiment.per_style, experiment.validation, experiment.split_by, experiment.seed)
-    store = open_store(three, frame.attrs['root'], experiment.size)
-    dls = loaders_of(experiment, three, store, find_device(device))
+    if done := finished(run, experiment, init, fingerprint(frame)): return done
+    model, three, store, dls = make_ready(experiment, frame, weights, device)
     (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
     summary = train(experiment, model, dls, run, precision)
-    scores = {part: evaluate(target, probs, ids) for part in ('validation', 'test') for ids, target, probs in [load_predictions(run, part)]}
-    summary |= {'train_seconds': summary['seconds'], 'seconds': time.perf_counter() - began}
-    write_record(run, {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick, 'data': describe_data(frame, three, store),
-                       'git': git_commit(), **summary, **scores})
+    summary |= {'train_seconds': summary['seconds'], 'seconds': time.perf_counter() - began, 'git': git_commit()}
+    told = {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick, 'data': describe_data(frame, three, store)}
+    write_record(run, {**told, **summary, **score(run)})
     (run / 'checkpoint.safetensors').unlink(missing_ok=True)
     return read_record(run)
 
