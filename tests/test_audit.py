@@ -1,0 +1,194 @@
+"""The audit finds what was planted, stays quiet where nothing was, and works end to end from the console."""
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+from PIL import Image, ImageFilter
+
+from artinsight import audit as au
+from artinsight.baseline import SIMPLE_CNN
+from artinsight.data import STYLES, folder_name, index
+from artinsight.study import run_experiment
+
+REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
+
+
+def cloud(style, key, size=256, batch=None):
+    "A random cloud with a tint for its style; pictures of one batch share most of it."
+    tint = np.random.default_rng(style).uniform(60, 200, 3)
+    waves = np.random.default_rng(key).normal(size=(16, 16, 3))
+    if batch is not None: waves = .5 * waves + .87 * np.random.default_rng(batch).normal(size=(16, 16, 3))
+    grain = np.random.default_rng(key).normal(size=(256, 256, 1)) * 6
+    smooth = np.asarray(Image.fromarray((tint + 45 * waves).clip(0, 255).astype('uint8')).resize((256, 256)), 'float32')
+    return Image.fromarray((smooth + grain).clip(0, 255).astype('uint8')).resize((size, size))
+
+
+def plant(dest, sizes={}, qualities={}, each=5, seed=0, batch=1):
+    "A whole data set in which nothing tells the origin but what is planted."
+    for number, (split, maker, style) in enumerate((split, maker, style) for split in ('train', 'test') for maker in ('human', 'LD', 'SD') for style in range(10)):
+        folder = dest / split / folder_name(STYLES[style], maker)
+        folder.mkdir(parents=True)
+        for n in range(each):
+            family = number * 100 + n // batch
+            name = f'artist-{family}_cloud-{n}.jpg' if maker == 'human' else f'{style}-{family}-{n}.jpg'
+            picture = cloud(style, [seed, number, n], sizes.get(maker, 256), [seed, family, 7] if batch > 1 else None)
+            picture.save(folder / name, quality=qualities.get(maker, 90))
+    return dest
+
+
+def lines_about(place, sample=150):
+    "Findings about a data set alone."
+    frame = index(place)
+    result, _ = au.audit_data(frame, frame.attrs['root'], sample)
+    return au.findings({'own_pictures': False, 'data': 'planted', **result}), result
+
+
+def score(result, question, feature): return next(row for row in result['shortcuts'] if (row['question'], row['feature']) == (question, feature))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_quiet_on_clean_sets(tmp_path, seed):
+    lines, result = lines_about(plant(tmp_path / 'clean', seed=seed))
+    assert lines == []
+    assert result['duplicates']['counts'] == {}
+
+
+def test_size_shortcut(tmp_path):
+    lines, result = lines_about(plant(tmp_path / 'large', sizes={'SD': 768}))
+    row = score(result, 'SD from the rest', 'native size')
+    assert row['score'] == 1 and row['shortcut']
+    assert score(result, 'origin', 'native size')['score'] == pytest.approx(.75, abs=.05)
+    assert lines[0].startswith('Native size alone tells SD from the rest (human 256, LD 256, SD 768)')
+    assert not any(score(result, 'origin', name)['shortcut'] for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
+
+
+def test_quality_shortcut(tmp_path):
+    lines, result = lines_about(plant(tmp_path / 'quality', qualities={'LD': 75, 'SD': 75}))
+    assert score(result, 'origin', 'JPEG quality')['score'] == 1
+    assert lines[0].startswith('JPEG quality alone tells origin (human 90')
+    assert not score(result, 'origin', 'native size')['shortcut']
+
+
+def test_one_split_is_cut_by_group(tmp_path):
+    place = plant(tmp_path / 'half', sizes={'SD': 300})
+    frame = index(place)
+    half = frame[frame.split == 'test']
+    held = au.held_out(half)
+    assert not set(half.group[held]) & set(half.group[~held])
+    rows = au.shortcuts(*au.read_all(half, place), place)
+    assert next(row for row in rows if row['question'] == 'SD from the rest' and row['feature'] == 'native size')['shortcut']
+
+
+WAYS = {'saved again': lambda image: Image.open(au.jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)), 'larger': lambda image: image.resize((500, 400)),
+        'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)), 'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
+        'grey': lambda image: image.convert('L').convert('RGB'), 'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
+
+
+def test_near_duplicates_across_splits(tmp_path):
+    place = plant(tmp_path / 'twins', each=10)
+    frame, planted = index(place), set()
+    for number, path in enumerate(frame.path[frame.split == 'train'].sample(50, random_state=0)):
+        image, copy = Image.open(place / path), path.replace('train/', 'test/').replace('.jpg', '9.jpg').replace('artist-', 'copyist-')
+        list(WAYS.values())[number % len(WAYS)](image).save(place / copy, quality=85)
+        planted.add((path, copy))
+    for number in range(300):  # flat pictures that any hash of brightness would match with each other
+        slope = np.linspace(100 + number % 50, 110 + number % 70, 256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
+        Image.fromarray(slope.clip(0, 255).astype('uint8')).save(place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg')
+    everything, facts, thumbs = au.read_all(index(place), place)
+    pairs, flat = au.duplicates(everything, facts, thumbs)
+    found = {tuple(sorted(pair, reverse=True)) for pair in zip(pairs.a, pairs.b)}
+    assert len(found & planted) == 50
+    assert len(found - planted) <= .01 * len(found)
+    assert flat == 300
+    assert set(pairs['where']) == {'across'} and pairs.same_class.all()
+
+
+def test_exact_copies_are_found_however_flat(tmp_path):
+    place = plant(tmp_path / 'exact', each=5)
+    for split in ('train', 'test'): Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
+    pairs, _ = au.duplicates(*au.read_all(index(place), place))
+    assert pairs[['kind', 'where']].to_numpy().tolist() == [['exact', 'across']]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A set of batches of four, and two barely trained runs on it, split by group and at random."
+    place, runs = plant(tmp_path_factory.mktemp('set') / 'batches', each=8, batch=4), tmp_path_factory.mktemp('runs')
+    for by in ('group', 'random'):
+        run_experiment(replace(SIMPLE_CNN.quick_version(), name=by, split_by=by, epochs=2, validation=.5), index(place), runs, device='cpu')
+    return place, runs
+
+
+def test_random_split_is_caught(trained):
+    place, runs = trained
+    torn, whole = (au.audit(runs / by, place, robustness=False, sample=60) for by in ('random', 'group'))
+    assert torn['leak']['siblings'] > .5 and whole['leak']['siblings'] == 0
+    assert [line for line in au.findings(torn) if 'sibling in training (random split)' in line]
+    assert not [line for line in au.findings(whole) if 'sibling' in line]
+    assert whole['leak']['neighbour']['gain'] > .3 and whole['leak']['neighbour']['gain_ci95'][0] > .2
+    assert json.loads((runs / 'group' / 'audit.json').read_text()) == whole
+    assert whole['equalised']['n'] == 60 and whole['robustness'] is None
+
+
+def test_scores_without_twins_and_by_artist(trained):
+    place, _ = trained
+    frame = index(place)
+    test, train = frame[frame.split == 'test'], frame[frame.split == 'train']
+    target = np.array([(10 if row.origin == 'human' else 0) + STYLES.index(row.style) for row in test.itertuples()])
+    right = (test.origin == 'human').to_numpy()
+    known = right & (np.arange(len(test)) % 2 == 0)
+    test = test.assign(group=np.where(known, 'in training', test.path))  # every second human picture is by a known artist
+    said = np.where(right & ~known, (target + 1) % 20, target)  # and the others by human hands are got wrong
+    probs = np.eye(20)[said] * .9 + .005
+    pairs = pd.DataFrame({'a': [train.path.iloc[0]], 'b': [test.path[known].iloc[0]], 'where': ['across']})
+    result = au.own_scores(test, target, probs, train.assign(group='in training'), pairs)
+    artists = result['unseen']['artists']
+    assert [artists[name] for name in ('accuracy_known', 'accuracy_unknown', 'gain')] == pytest.approx([1, 0, 1])
+    assert artists['gain_ci95'] is None  # one known artist proves nothing
+    n, hits = len(test), (said == target).sum()
+    assert result['duplicates']['test_pictures'] == 1
+    assert result['duplicates']['with']['accuracy'] == pytest.approx(hits / n)
+    assert result['duplicates']['without']['accuracy'] == pytest.approx((hits - 1) / (n - 1))
+
+
+def test_retraining_without_a_generator(trained):
+    place, runs = trained
+    result = au.retrain(runs / 'group', index(place), weights='none', device='cpu')
+    assert set(result['generators']) == {'LD', 'SD'} and set(result['splits']) == {'random', 'group'}
+    saw = json.loads((runs / 'group' / 'retrained' / 'without_LD' / 'record.json').read_text())
+    assert all(0 <= row[name] <= 1 for row in result['generators'].values() for name in ('with', 'without'))
+    assert saw['data']['counts']['test'] == json.loads((runs / 'group' / 'record.json').read_text())['data']['counts']['test']
+
+
+def console(monkeypatch, *words):
+    "Run artinsight_audit with these words on its command line."
+    monkeypatch.setattr(sys, 'argv', ['artinsight_audit', *map(str, words)])
+    au.artinsight_audit()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason='needs ../shared/real-art')
+def test_real_pictures_on_the_console(tmp_path, monkeypatch, capsys):
+    run_experiment(replace(SIMPLE_CNN.quick_version(), epochs=1), index(REAL), tmp_path, device='cpu')
+    capsys.readouterr()
+    console(monkeypatch, tmp_path / 'simple_cnn', '--data', REAL, '--no-robustness', '--sample', 200)
+    said = capsys.readouterr().out
+    assert 'Native size alone tells origin (human 256, AI 504): balanced accuracy 100 %' in said
+    assert 'twins' not in said
+    assert "What this model can't be trusted with" in said
+    assert 'Damaged pictures' in said  # not measured, and said so
+
+
+def test_console_prints_json_only(trained, monkeypatch, capsys):
+    place, runs = trained
+    console(monkeypatch, runs / 'group', '--data', place, '--sample', 30, '--robustness', '--json')
+    result = json.loads(capsys.readouterr().out)
+    assert set(result['robustness']) == set(au.CHANGES)
+    assert len(au.limits(result)) >= 4
+
+
+def test_console_errors_are_one_line(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped: console(monkeypatch, tmp_path / 'nothing', '--data', tmp_path)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == '' and len(said.err.splitlines()) <= 2 and 'record.json' in said.err
