@@ -16,10 +16,12 @@ PYTHON = HOME/'venv/bin/python'
 BROUGHT = ['torch', 'torchvision', 'fastai>=2.8.7', 'fastcore>=2', 'pandas', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors',
            'timm', 'gradio', 'kagglehub', 'ipykernel', 'nbclient', 'nbformat', 'pip', 'setuptools', 'wheel']
 
-def uv(*args):
-    program = shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
-    if not program: sys.exit('colab: uv is missing: python -m pip install uv')
-    subprocess.run([program, *map(str, args)], check=True)
+def uv_program():
+    "Where uv is: beside this Python, or on the path."
+    found = shutil.which('uv', path=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    return found or sys.exit('uv is missing: python -m pip install uv')
+
+def uv(*args): subprocess.run([uv_program(), *map(str, args)], check=True)
 
 def interpreter(version):
     "An installed Python of this version (on the path, or pyenv's), else the bare version, which uv may know how to get."
@@ -42,9 +44,8 @@ def torch_mark():
     code = "import torch, torchvision, os; print(torch.__version__, torchvision.__version__, os.stat(torch.__file__).st_mtime_ns)"
     return subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout
 
-def source():
-    "A copy of what git has and of what is new, as Colab would get it from GitHub; the build leaves nothing in the checkout."
-    copy = HOME/'source'
+def copy_of_checkout(copy):
+    "What git has and what is new, copied: installing from it leaves nothing in the checkout."
     shutil.rmtree(copy, ignore_errors=True)
     listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=REPO, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split('\0')):
@@ -83,7 +84,7 @@ def main():
     parser.add_argument('--slow', action='store_true', help='run the `#| slow` cells too')
     args = parser.parse_args()
     environment()
-    copy, gpu = source(), shutil.which('nvidia-smi') is not None
+    copy, gpu = copy_of_checkout(HOME/'source'), shutil.which('nvidia-smi') is not None
     leave = ['eval:false'] + ([] if gpu else ['cuda']) + ([] if args.slow else ['slow'])
     print(f'Colab rehearsal: Python 3.12, torch {torch_mark().split()[0]}, cells left out: {", ".join(leave)}')
     bad = 0

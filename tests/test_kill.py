@@ -4,10 +4,11 @@ A few kills of each stage by default, forty and more over the lot with `--slow`.
 that has imported everything, so that a kill costs little and falls into the work.
 """
 import importlib.util, json, multiprocessing, os, random, shutil, time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from artinsight import data, loading, training
+from artinsight import data, loading, study, training
 
 import kaggle_server
 from kaggle_server import serve
@@ -158,6 +159,91 @@ def test_training(start, sample, tmp_path, request):
     assert weights.keys() == again.keys() and all((weights[name] == again[name]).all() for name in weights)
     for part in ('validation', 'test'):
         for one, other in zip(training.load_predictions(tmp_path/'reference', part), training.load_predictions(run, part)): assert (one == other).all()
-    losses = [training.pd.read_csv(folder/'history.csv').[['valid_loss', 'accuracy']] for folder in (tmp_path/'reference', run)]
+    losses = [training.pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']] for folder in (tmp_path/'reference', run)]
     assert len(losses[0]) == 8 and losses[0].equals(losses[1])
     assert not [p for p in run.iterdir() if p.name.endswith('.part')], 'half-written files stay behind'
+
+# An experiment from data to record: store, training, predictions, evaluation
+
+def noted_epoch(self):
+    "Note the epoch that begins, then begin it."
+    with open(os.environ['NOTES'], 'a') as file: file.write(f'epoch{len(self.rows)}\n')
+    before_epoch(self)
+
+before_epoch = training.Checkpoint.before_epoch
+
+def experiment(recipe, root, runs, cache, log):
+    "In the victim: what artinsight_train does."
+    os.environ.update(NOTES=str(log), ARTINSIGHT_CACHE=str(cache))
+    loading._decode_block, training.Checkpoint.before_epoch = noted, noted_epoch
+    study.run_experiment(recipe, data.index(root), runs, 'none', 'cpu')
+
+def test_experiment(start, sample, tmp_path, request):
+    "Same weights, predictions and figures, wherever it was cut: while decoding, training, predicting, evaluating or recording."
+    root, recipe = tmp_path/'data', replace(study.find_experiment('simple_cnn', quick=True), epochs=6)
+    for split, n in (('train', 9), ('test', 3)):
+        for folder in data.FOLDERS:
+            (root/split/folder).mkdir(parents=True)
+            for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, root/split/folder)
+    reference = start(experiment, recipe, root, tmp_path/'reference', tmp_path/'cache0', os.devnull)
+    reference.join()
+    assert reference.exitcode == 0
+    run, cache = tmp_path/'runs/simple_cnn', tmp_path/'cache'
+    def done():
+        blocks = [json.loads(line)['block'] for p in cache.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
+        return [*blocks, *(f'epoch{n}' for n in (range(recipe.epochs) if (run/'record.json').exists() else epochs_done(run)))]
+    def wipe():
+        for folder in (cache, tmp_path/'runs'): shutil.rmtree(folder, ignore_errors=True)
+    survive(start, kills_of(request, 2, 8), 11, experiment, (recipe, root, tmp_path/'runs', cache), tmp_path/'log', done, wipe)
+    one, other = (training.read_record(folder) for folder in (tmp_path/'reference/simple_cnn', run))
+    for part in ('experiment', 'data', 'validation', 'test', 'best_epoch'): assert one[part] == other[part], part
+    weights = [training.load_file(folder/'model.safetensors') for folder in (tmp_path/'reference/simple_cnn', run)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    assert contents(tmp_path/'cache0') == contents(cache)
+
+# The report: notebooks executed in a copy, then pages
+
+def report(project, log):
+    "In the victim: execute the project's notebooks and render them, noting each execution."
+    pages = pages_of(project)
+    os.environ['PATH'] = f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    execute = pages.execute
+    def noted(path, dest, env):
+        with open(log, 'a') as file: file.write(f'{path.name}\n')
+        return execute(path, dest, env)
+    pages.execute = noted
+    pages.execute_all(project/'runs', project/'_proc', workers=1)
+    pages.build(project/'_proc/nbs', project/'_site')
+
+def pages_of(project):
+    "The page builder, working on another project."
+    spec = importlib.util.spec_from_file_location('pages', Path(__file__).parents[1]/'nbs/_pages.py')
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    pages.ROOT = project
+    return pages
+
+@pytest.mark.slow
+def test_report(start, tmp_path):
+    "The same pages; a notebook that was executed is not executed again."
+    import nbformat
+    here, project = Path(__file__).parents[1], tmp_path/'project'
+    for name in ('nbs', 'artinsight', 'results', 'runs'): (project/name).mkdir(parents=True)
+    for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(here/name, project)
+    for name in here.glob('nbs/*.css'): shutil.copy(name, project/'nbs')
+    names = [f'0{i}_part{i}.ipynb' for i in range(3)]
+    (project/'_quarto.yml').write_text('website:\n  sidebar:\n    contents:\n' + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
+    for name in ['index.ipynb', *names]:
+        cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'), nbformat.v4.new_code_cell(f'print({name!r}.upper())', id='b')]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), project/'nbs'/name)
+    def site(): return {name: text for name, text in contents(project/'_site').items() if name.endswith('.html')}
+    def wipe():
+        for name in ('_proc', '_site'): shutil.rmtree(project/name, ignore_errors=True)
+    def executed(): return json.loads((project/'_proc/keys.json').read_text()) if (project/'_proc/keys.json').exists() else []
+    run = start(report, project, tmp_path/'log')
+    run.join()
+    assert run.exitcode == 0
+    whole = site()
+    wipe()
+    survive(start, 6, 7, report, (project,), tmp_path/'log', executed, wipe)
+    assert site() == whole and len(whole) == 4

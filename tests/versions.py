@@ -1,0 +1,73 @@
+"""The package's quick tests on Python 3.10 to 3.13, with the development set and with the newest of everything.
+
+    python tests/versions.py [--python 3.12 ...] [--set development|newest ...] [TEST...]
+
+Each pair gets an environment of its own (in the temporary folder, with uv; kept for the next time), artinsight installed into
+it from a copy of this checkout, and runs the tests named in TESTS. Prints a table; exits 1 if one failed.
+"""
+import argparse, json, os, re, shutil, subprocess, sys, tempfile, time
+from configparser import ConfigParser
+from pathlib import Path
+
+from colab import REPO, copy_of_checkout, interpreter, uv_program
+
+HOME = Path(tempfile.gettempdir())/'artinsight-versions'
+PYTHONS, SETS = ('3.10', '3.11', '3.12', '3.13'), ('development', 'newest')
+TESTS = ['test_data_names.py', 'test_download.py', 'test_faults.py']
+TOOLS = ['pytest', 'hypothesis', 'pip']
+NEWEST = ['fastai>=2.8.7', 'fastcore>=2', 'pandas>=3', 'torch', 'torchvision']     # pandas 3 wants Python 3.11
+SHOWN = ('torch', 'fastai', 'fastcore', 'pandas', 'numpy')
+LOOK = f"import json, importlib.metadata as m; print(json.dumps({{name: m.version(name) for name in {SHOWN}}}))"
+IMPORT = "import importlib, pkgutil, artinsight; [importlib.import_module(f'artinsight.{m.name}') for m in pkgutil.iter_modules(artinsight.__path__) if m.name[0] != '_']"
+
+def development():
+    "The caps of the development set, as constraints."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(REPO/'settings.ini', encoding='utf-8')
+    return settings['DEFAULT']['dev_requirements'].split()
+
+def build(version, kind, copy):
+    "The environment's Python, with artinsight installed afresh; CalledProcessError with uv's words where it can't be had."
+    place = HOME/f'{version}-{kind}'
+    run = lambda *words: subprocess.run([uv_program(), *map(str, words)], check=True, capture_output=True, text=True)
+    if not (place/'bin/python').exists(): run('venv', '-q', '--python', interpreter(version), place)
+    wanted = NEWEST if kind == 'newest' else []
+    if version == '3.10': wanted = [need for need in wanted if not need.startswith('pandas')]
+    caps = HOME/'development.txt'
+    caps.write_text('\n'.join(development()))
+    more = ['-c', caps] if kind == 'development' else ['--upgrade']
+    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more, f'{copy}[data]', *wanted, *TOOLS)
+    return place/'bin/python'
+
+def test(python, copy, tests):
+    "(what pytest said last, seconds) of the tests, with the installed package."
+    begin = time.perf_counter()
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
+    imported = subprocess.run([python, '-c', IMPORT], cwd=HOME, env=env, capture_output=True, text=True)
+    if imported.returncode: return 'import failed: ' + imported.stderr.strip().splitlines()[-1][:150], 0
+    done = subprocess.run([python, '-P' if python.parent.parent.name[:4] != '3.10' else '-B', '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider', *(copy/'tests'/name for name in tests)],
+                          cwd=HOME, env=env, capture_output=True, text=True)
+    (python.parent.parent/'pytest.log').write_text(done.stdout + done.stderr)
+    return re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1]), time.perf_counter() - begin
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('tests', nargs='*', default=TESTS)
+    parser.add_argument('--python', nargs='+', default=PYTHONS)
+    parser.add_argument('--set', nargs='+', default=SETS, choices=SETS)
+    args = parser.parse_args()
+    HOME.mkdir(exist_ok=True)
+    copy, bad = copy_of_checkout(HOME/'source'), 0
+    print(f"{'python':8}{'set':13}" + ''.join(f'{name:16}' for name in SHOWN) + 'tests')
+    for version in args.python:
+        for kind in args.set:
+            try:
+                python = build(version, kind, copy)
+                found = json.loads(subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True).stdout)
+                said, seconds = test(python, copy, args.tests)
+            except subprocess.CalledProcessError as error: found, said, seconds = {}, 'not to be had: ' + ' '.join(error.stderr.split())[:300], 0
+            bad += not re.fullmatch(r'\d+ passed.*', said) or 'failed' in said
+            print(f'{version:8}{kind:13}' + ''.join(f"{found.get(name, '-'):16}" for name in SHOWN) + f'{said} ({seconds:.0f} s)', flush=True)
+    sys.exit(bool(bad))
+
+if __name__ == '__main__': main()
