@@ -25,7 +25,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, console, folder_name
+from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, console
 
 # %% ../nbs/01_sample.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -50,8 +50,8 @@ class Pen:
         self.image = Image.new('L', (side, side), SKY)
         self.draw = ImageDraw.Draw(self.image)
     def any(self, *options): return options[self.rng.integers(len(options))]
-    def shape(self, region, *points): self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=region)
-    def oval(self, region, x, y, w, h): self.draw.ellipse([v * self.side for v in (x - w, y - h, x + w, y + h)], fill=region)
+    def shape(self, region, *points): self.draw.polygon([(round(x * self.side), round(y * self.side)) for x, y in points], fill=region)
+    def oval(self, region, x, y, w, h): self.draw.ellipse([round(v * self.side) for v in (x - w, y - h, x + w, y + h)], fill=region)
     def ridge(self, region, y, rough):
         self.shape(region, (1, 1.1), (0, 1.1), *[(i / 8, y - self.r(0, rough)) for i in range(9)])
 
@@ -125,7 +125,7 @@ def portrait(p):
     p.oval(DARK, face, y + (long - .95) * h, p.r(.8, 1) * h, long * h)
     p.shape(DRESS, (x - .4*h, y + 1.25*h), (x + .4*h, y + 1.25*h), (x + 1.9*h, y + 1.9*h), (x + 2.4*h, 1.1), (x - 2.4*h, 1.1), (x - 1.9*h, y + 1.9*h))
     p.shape(SKIN, (x - .3*h, y + .5*h), (x + .3*h, y + .5*h), (x + .5*h, y + 1.5*h), (x, y + 2*h), (x - .5*h, y + 1.5*h))
-    if p.r() < .5: p.shape(WHITE, *[(x + a*h, y + b*h) for a, b in ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.4, 2.2), (0, 1.9), (-.4, 2.2))])
+    if p.r() < .5: p.shape(WHITE, *[(x + a*h, y + b*h) for a, b in ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.75, 1.5), (.4, 2.2), (0, 1.9), (-.4, 2.2), (-.75, 1.5))])
     p.oval(SKIN, face, y, .72*h, h)
     if p.r() < .2: p.oval(DARK, face, y + .75*h, .5*h, .45*h)
     low, lift = p.r(-.45, .1), p.r(-.15, .25)
@@ -139,9 +139,9 @@ def features(p, x, y, h):
     for eye in (-.28, .28):
         p.oval(WHITE, x + eye*h, y - .08*h, .12*h, .06*h)
         p.oval(DARK, x + eye*h, y - .08*h, .06*h, .06*h)
-        p.shape(DARK, *[(x + (eye + a)*h, y - b*h) for a, b in ((-.14, .24), (0, .3), (.14, .25), (0, .26))])
+        p.shape(DARK, *[(x + (eye + a)*h, y - b*h) for a, b in ((-.14, .25), (0, .3), (.14, .25), (.14, .22), (0, .26), (-.14, .22))])
     p.shape(PATH, *[(x + a*h, y + b*h) for a, b in ((0, -.05), (.09, .27), (-.03, .27))])
-    p.shape(ACCENT, *[(x + a*h, y + b*h) for a, b in ((-.19, .5), (-.05, .45), (.05, .45), (.19, .5), (0, .6))])
+    p.shape(ACCENT, *[(x + a*h, y + b*h) for a, b in ((-.19, .49), (-.05, .45), (.05, .45), (.19, .49), (.19, .52), (0, .6), (-.19, .52))])
 
 def figures(p):
     "One to four people in the open."
@@ -587,17 +587,18 @@ def claim(
     dest: Path,  # the sample's folder
     seed: int,  # of the sample
     full: int | None,  # as in `paint`
-):
+) -> Path:  # the folder
     "Mark a folder as a painted sample's; ValueError where it holds something else."
     mark, text = dest / PAINTED_MARK, f'A painted sample, made by artinsight.sample: no real art. seed {seed}, full {full}, version {VERSION}\n'
     if mark.exists():
         if mark.read_text() != text: raise ValueError(f'{dest} holds another painted sample (other seed, sizes or version): delete it or name another folder')
-        return
+        return dest
     if dest.exists() and any(dest.iterdir()): raise ValueError(f'{dest} is not empty and no painted sample: name a new folder')
     dest.mkdir(parents=True, exist_ok=True)
     with atomic_write(mark) as temporary: temporary.write_text(text)
+    return dest
 
-VERSION = 3  # of the painters: counted up when pictures change
+VERSION = 4  # of the painters: counted up when pictures change
 
 # %% ../nbs/01_sample.ipynb #a4118a45
 def paint(
@@ -611,8 +612,7 @@ def paint(
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
     if unknown := set(counts.folder) - set(FOLDERS): raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
     if counts.images.max() > MOST: raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
-    dest, total, done = Path(dest).expanduser(), int(counts.images.sum()), 0
-    claim(dest, seed, full)
+    dest, total, done = claim(Path(dest).expanduser(), seed, full), int(counts.images.sum()), 0
     for row in counts.itertuples(): (dest / row.split / row.folder).mkdir(parents=True, exist_ok=True)
     tasks = [(dest, row.split, row.folder, range(start, min(start + 16, row.images)), seed, full) for row in counts.itertuples() for start in range(0, row.images, 16)]
     with ProcessPoolExecutor(workers or num_cpus(), get_context('fork' if 'fork' in get_all_start_methods() else 'spawn')) as pool:
