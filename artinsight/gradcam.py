@@ -261,22 +261,24 @@ def map_grid(
 )->Figure:
     "Pictures across, and below each its maps; without pictures, a figure that says so"
     if not len(images): return _nothing('there is no such picture')
-    fig, axs = _grid(len(images), [1 + max(t.count('\n') for t in heads), *(2 for _ in rows)])
+    fig, axs, bar = _grid(len(images), [1 + max(t.count('\n') for t in heads), *(2 for _ in rows)])
     for ax,image,head in zip(axs[0], images, heads): _show(ax, _hwc(image), head)
     for line,(name,maps) in zip(axs[1:], rows.items()):
         line[0].set_ylabel(name, fontsize=9)
         for j,ax in enumerate(line):
             note = (notes[name][j] if notes else '') if maps[j].any() else 'empty:\nnothing speaks for it'
             _show(ax, overlay(images[j], maps[j], opacity), note)
-    _colour_bar(fig, axs)
+    _colour_bar(fig, cax=bar)
     return fig
 
 # %% ../nbs/07_gradcam.ipynb #grid-helpers
-def _grid(n, lines, width=1.6):
-    "Axes for n pictures across, with room for so many lines of text above each row"
-    sides = [width + .13 * k for k in lines]
-    fig = Figure(figsize=(width * n + .9, sum(sides) + .2), layout='constrained')
-    return fig, fig.subplots(len(lines), n, squeeze=False, height_ratios=sides)
+def _grid(n, lines, side=1.6, left=.4, right=.8):
+    "Square axes for n pictures across, with room for so many lines of text above each row; and axes for a colour bar (sizes in inches)"
+    heights = [side + .1 + .13 * k for k in lines]
+    w, h = left + n * (side + .08) + right, sum(heights) + .1
+    fig = Figure(figsize=(w, h))
+    axs = np.array([[fig.add_axes([(left + j * (side + .08)) / w, (h - y) / h, side / w, side / h]) for j in range(n)] for y in np.cumsum(heights)])
+    return fig, axs, fig.add_axes([(w - right + .1) / w, .1 / h, .12 / w, (h - .2 - .13 * lines[0]) / h])
 
 def _nothing(text):
     fig = Figure(figsize=(4, .5))
@@ -289,8 +291,8 @@ def _show(ax, image, title):
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=7)
 
-def _colour_bar(fig, axs, cmap='viridis'):
-    bar = fig.colorbar(mpl.cm.ScalarMappable(cmap=cmap), ax=axs, fraction=.03, aspect=30)
+def _colour_bar(fig, **where):
+    bar = fig.colorbar(mpl.cm.ScalarMappable(cmap='viridis'), **where)
     bar.set_label("share of the map's own maximum", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
@@ -342,7 +344,7 @@ def gallery(
     classes=CLASSES, # Class names
 )->Figure:
     "Pictures with maps, true and predicted class and probabilities"
-    rows = torch.as_tensor(np.asarray(rows))
+    rows = torch.as_tensor(np.asarray(rows, dtype=int))
     return map_grid(images[rows], {'why this class?': maps[rows]}, captions(probs[rows], [int(truth[r]) for r in rows], classes))
 
 # %% ../nbs/07_gradcam.ipynb #questions
@@ -390,7 +392,7 @@ def mean_maps(
         some = maps[labels == i]
         _show(ax, mpl.colormaps['viridis'](some.mean(0).numpy())[..., :3] if len(some) else np.ones((1, 1, 3)),
               name.replace('_', '\n', 1 + (len(name) > 18)) + ('' if len(some) else '\n(none)'))
-    _colour_bar(fig, axs)
+    _colour_bar(fig, ax=axs, fraction=.03, aspect=30)
     return fig
 
 # %% ../nbs/07_gradcam.ipynb #statistics
@@ -456,12 +458,13 @@ def explanation_figure(
     opacity:float=.5, # Of the map
 )->Figure: # Save it with `.savefig(path)`
     "Picture, map and top classes, side by side"
-    fig = Figure(figsize=(9, 3), layout='constrained')
+    fig = Figure(figsize=(9, 3.2), layout='constrained')
+    fig.get_layout_engine().set(h_pad=.15, w_pad=.1)
     left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.1])
     _show(left, _hwc(image), f"said {answer['predicted']}, {answer['probability']:.0%}")
     note = 'empty: nothing speaks for it' if answer['empty'] else f"layer {answer['layer']}, {'x'.join(map(str, answer['map_size']))} cells"
     _show(middle, overlay(image, np.array(answer['map']), opacity), f"why {answer['asked']}? ({answer['asked_probability']:.0%})\n{note}")
-    _colour_bar(fig, middle)
+    _colour_bar(fig, ax=middle, fraction=.05, aspect=25)
     names, values = zip(*((t['class'], t['probability']) for t in reversed(answer['top'])))
     bars = right.barh(names, values, color=mpl.colormaps['viridis'](.3))
     right.bar_label(bars, [f'{v:.0%}' for v in values], fontsize=8, padding=2)
