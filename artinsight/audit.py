@@ -13,7 +13,6 @@ __all__ = ['TABLE_SUMS', 'FACTS', 'FILE_FEATURES', 'FILE_ONLY', 'CONTENT', 'WORD
 
 # %% ../nbs/09_audit.ipynb #a7f77195
 import hashlib, io, sys, time
-from argparse import BooleanOptionalAction
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -21,7 +20,7 @@ from json import dumps
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
-from fastcore.script import Param, store_true
+from fastcore.script import store_true
 from PIL import Image, ImageFilter, ImageOps, JpegImagePlugin
 from scipy import fft
 from sklearn import pipeline, preprocessing, svm, tree
@@ -692,7 +691,7 @@ def limits(
 def artinsight_audit(
     run: Path,  # a run's folder
     data: str = None,  # the data set's folder (default: $ARTINSIGHT_DATA)
-    robustness: Param('also ask the model about damaged pictures', action=BooleanOptionalAction) = True,
+    robustness: bool = True,  # also ask the model about damaged pictures; --no-robustness leaves that out
     sample: int = 1000,  # pictures of each split to look at closely, test pictures to ask the model about again
     device: str = None,  # cpu, cuda, mps (default: the best one here)
     retrain: store_true = False,  # also train without each generator, and with both splits: hours on the full data set

@@ -181,7 +181,7 @@ def test_real_pictures_on_the_console(tmp_path, monkeypatch, capsys):
 
 def test_console_prints_json_only(trained, monkeypatch, capsys):
     place, runs = trained
-    console(monkeypatch, runs / 'group', '--data', place, '--sample', 30, '--robustness', '--json')
+    console(monkeypatch, runs / 'group', '--data', place, '--sample', 30, '--json')
     result = json.loads(capsys.readouterr().out)
     assert set(result['robustness']) == set(au.CHANGES)
     assert len(au.limits(result)) >= 4
