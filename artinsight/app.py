@@ -535,7 +535,7 @@ CSS = """
 .art tr, .art td, .art th {padding: .1rem .2rem .1rem 0 !important; border: 0 !important; text-align: left; font-weight: normal; color: inherit; background: none !important} .art th:first-child {width: 9.3rem}
 .art .bar {display: flex; align-items: center; gap: .35rem; white-space: nowrap} .art .bar i {height: .8rem; min-width: 1px; border-radius: .15rem}
 .art .human {background: #0072B2} .art .AI {background: #D55E00} .art .style {background: #009E73}
-.art .stack {position: relative; max-width: 30rem; margin: 0 auto .5rem} .art .stack img, .art img.sheet {display: block; width: 100%; border-radius: .3rem}
+.art .stack {position: relative; max-width: 30rem; margin: 0 auto .5rem} .art .stack img, .art img.sheet {display: block; width: 100%; border-radius: .3rem} .art img.sheet {max-width: 50rem}
 .art .stack .heat {position: absolute; inset: 0; height: 100%} .art .scale {max-width: 30rem; margin: auto; display: flex; gap: .5rem; align-items: center; font-size: .85rem} .art .scale i {flex: 1; height: .7rem; background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725)}
 .art .near {display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .6rem} .art figure {margin: 0; font-size: .85rem} .art figure img {width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .3rem}
 .art.banner {border: 2px solid #E69F00; border-radius: .4rem; padding: .6rem .9rem} .art a.get {display: inline-block; padding: .5rem .9rem; border-radius: .4rem; background: #0072B2; color: #fff; text-decoration: none; margin: .4rem 0}
@@ -777,7 +777,7 @@ def artinsight_app(
 ):
     "Open a page on this machine that answers questions about pictures."
     opened = load_run(run, device)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that uploads go, however the page is stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go, however the page is stopped
     with tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
         serve(opened, data, server_port=port, share=share)
