@@ -15,7 +15,7 @@ report: setup
 # what CI runs: notebooks and modules in step, every notebook's tests, then pytest
 test: setup
 	$(PAGES) check
-	@$(IN_VENV) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
+	@$(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS=$(CURDIR)/runs nbdev_test --n_workers 2 --do_print
 	@$(IN_VENV) python -m pytest -q tests
 
 # ourselves beside the peers, in one run

@@ -141,7 +141,7 @@ def label(source):
     "What a folded cell holds: the names it defines, with the first one's docstring."
     names = re.findall(r'^(?:def|class) (\w+)', source, re.M)
     doc = re.search(r'^\s+"+([^"\n]+)', source, re.M)
-    if names: return f'<code>{"</code>, <code>".join(names)}</code>' + (f' {html.escape(doc.group(1).strip())}' if doc else '')
+    if names: return f'<code>{"</code>, <code>".join(names)}</code>' + (' ' + re.sub('`([^`]+)`', r'<code>\1</code>', html.escape(doc.group(1).strip())) if doc else '')
     return 'Imports' if imports(source) else 'Code'
 
 def prepare(nb):

@@ -208,3 +208,20 @@ def test_menu_opens_on_a_phone(browser, site):
     menu.get_by_text('Data', exact=True).click()
     assert screen.url.endswith('data.html')
     screen.close()
+
+
+def test_quarto_is_used_where_it_is(builder, tmp_path, monkeypatch, capsys):
+    "A stand-in for the program, called as nbdev_docs calls it, on the executed copy."
+    project(tmp_path, {'index.ipynb': '1', '00_data.ipynb': '2'})
+    (tmp_path/'artinsight/__init__.py').write_text('__version__ = "0.1.0"\n')
+    (tmp_path/'bin').mkdir()
+    (tmp_path/'bin/quarto').write_text('#!/bin/sh\nmkdir -p _docs && ls > _docs/index.html && pwd > _docs/where.txt\n')
+    (tmp_path/'bin/quarto').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin', prepend=':')
+    monkeypatch.setattr(builder, 'ROOT', tmp_path)
+    (tmp_path/'nbs/_quarto.yml').symlink_to('../_quarto.yml')
+    builder.publish(tmp_path)
+    seen = (tmp_path/'_docs/index.html').read_text().split()
+    assert {'00_data.ipynb', 'index.ipynb', '_quarto.yml', 'styles.css'} <= set(seen)
+    assert str(tmp_path) not in (tmp_path/'_docs/where.txt').read_text(), 'rendered in a copy'
+    assert 'Quarto' in capsys.readouterr().out
