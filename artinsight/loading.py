@@ -9,8 +9,8 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSIO
            'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch', 'epoch_order', 'Pictures',
            'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16', 'pick_precision']
 
-# %% ../nbs/02_loading.ipynb #cb307558
-import hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
+# %% ../nbs/02_loading.ipynb #a6c40e19
+import errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
@@ -195,6 +195,14 @@ def damaged(self: Store, done: dict) -> list:  # block numbers
     check = lambda block: zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]) != done[block]['crc']
     with ThreadPoolExecutor(num_cpus()) as pool: return [block for block, wrong in zip(done, pool.map(check, done)) if wrong]
 
+# %% ../nbs/02_loading.ipynb #527d405a
+def _reserve(file, n):
+    "Reserve `n` bytes where the file system can."
+    if not hasattr(os, 'posix_fallocate'): return
+    try: os.posix_fallocate(file.fileno(), 0, n)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise
+
 # %% ../nbs/02_loading.ipynb #bffe0255
 @patch
 def make_room(self: Store):
@@ -207,7 +215,7 @@ def make_room(self: Store):
         if free < self.bytes - have: raise OSError('no space left')
         with open(self.file, 'ab') as file:
             file.truncate(self.bytes)
-            if hasattr(os, 'posix_fallocate'): os.posix_fallocate(file.fileno(), 0, self.bytes)
+            _reserve(file, self.bytes)
     except OSError as error:
         if not have: shutil.rmtree(self.folder, ignore_errors=True)
         raise OSError(f'the store {self.folder} needs {self.bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: free some, or name another folder') from error
@@ -595,7 +603,7 @@ def show_batch(self: BatchLoader, b=None, max_n=9, ctxs=None, show=True, titles=
     ctxs = ctxs if ctxs is not None else get_grid(min(len(x), max_n), **kwargs)
     for ax, picture, title in zip(ctxs, denormalise(x[:max_n]).cpu().permute(0, 2, 3, 1), titles):
         ax.imshow(picture.numpy())
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title, fontsize=6)
         ax.axis('off')
 
 @patch
