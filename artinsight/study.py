@@ -25,7 +25,7 @@ from .data import cache_folder, console, counts_by_class, data_folder, fingerpri
 from .evaluation import evaluate, results_table
 from .loading import build_store, dataloaders
 from .resnet18 import VARIANTS, init_name, resnet18
-from .training import Experiment, git_commit, load_predictions, read_record, train, write_record
+from .training import Experiment, git_commit, load_predictions, read_record, run_lock, train, write_record
 
 # %% ../nbs/08_study.ipynb #efab1d64
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
@@ -151,17 +151,18 @@ def run_experiment(
     device: str | None = None,  # None: the best one there is
     precision: str = 'auto',  # see `loading.pick_precision`
 ) -> dict:  # the run record
-    "Train, predict, evaluate and record one experiment, unless it is done already; ValueError and OSError say what to do."
+    "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run, began = Path(runs) / experiment.name, time.perf_counter()
     init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
-    if done := finished(run, experiment, init, fingerprint(frame)): return done
-    model, three, store, dls = make_ready(experiment, frame, weights, device)
-    (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
-    summary = train(experiment, model, dls, run, precision)
-    summary |= {'train_seconds': summary['seconds'], 'seconds': time.perf_counter() - began, 'git': git_commit()}
-    told = {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick, 'data': describe_data(frame, three, store)}
-    write_record(run, {**told, **summary, **score(run)})
-    (run / 'checkpoint.safetensors').unlink(missing_ok=True)
+    with run_lock(run):
+        if done := finished(run, experiment, init, fingerprint(frame)): return done
+        model, three, store, dls = make_ready(experiment, frame, weights, device)
+        (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
+        summary = train(experiment, model, dls, run, precision)
+        summary |= {'train_seconds': summary['seconds'], 'seconds': time.perf_counter() - began, 'git': git_commit()}
+        told = {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick, 'data': describe_data(frame, three, store)}
+        write_record(run, {**told, **summary, **score(run)})
+        (run / 'checkpoint.safetensors').unlink(missing_ok=True)
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #0d37b298

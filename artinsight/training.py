@@ -109,6 +109,7 @@ def finished(self: Checkpoint): return bool(self.rows) and len(self.rows) - 1 - 
 @patch
 def before_epoch(self: Checkpoint):
     self.dls.train.set_epoch(len(self.rows))
+    self.recorder.smooth_loss.reset()  # so that a resumed training reports the same losses
     self.began = time.perf_counter()
 
 @patch
@@ -248,7 +249,9 @@ def load_predictions(
     if not file.is_file(): raise FileNotFoundError(f'no predictions in {run}: train it with artinsight_train')
     try:
         with np.load(file, allow_pickle=False) as saved: ids, target, probs = (saved[f'{part}_{name}'] for name in ('id', 'target', 'probs'))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error: raise ValueError(f'{file} is damaged or has no {part} part ({error})') from error
+    except Exception as error: raise ValueError(f'{file} is damaged or has no {part} part ({type(error).__name__})') from error  # a damaged archive raises anything
+    kinds = ids.dtype.kind + target.dtype.kind + probs.dtype.kind
+    if kinds != 'Uif' or not np.isfinite(probs).all() or not np.isin(target, range(len(CLASSES))).all(): raise ValueError(f'{file} is damaged: these are no predictions')
     if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), len(CLASSES)): raise ValueError(f'{file} holds arrays of other shapes: it was made with other classes')
     return ids, target, probs.astype(np.float32)
 
@@ -291,11 +294,11 @@ def read_record(
     file = Path(run) / 'record.json'
     if not file.is_file(): raise FileNotFoundError(f'no finished run in {run}: there is no record.json (train it with artinsight_train)')
     try: record = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, OSError) as error: raise ValueError(f'{file} cannot be read: {error}') from error
+    except (ValueError, OSError, RecursionError) as error: raise ValueError(f'{file} cannot be read: {error}') from error
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
         raise ValueError(f'{file} was written by another version of artinsight: train the run again')
     if record.get('classes') != list(CLASSES): raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
-    if lacking := {'experiment', 'init', 'data', 'validation', 'test'} - set(record): raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
+    if lacking := {name for name in ('experiment', 'data', 'validation', 'test') if not isinstance(record.get(name), dict)} | {'init'} - set(record): raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
     return record
 
 # %% ../nbs/03_training.ipynb #b0809846
@@ -305,7 +308,7 @@ def run_lock(
 ):
     "Hold a run's folder; OSError where another training holds it."
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / '.lock')
+    lock = FileLock(run / '.lock', is_singleton=True)  # so that one process may take it twice
     try: lock.acquire(timeout=0)
     except Timeout as error: raise OSError(f'another training is at work in {run}: wait for it, or name another --runs folder') from error
     try: yield
