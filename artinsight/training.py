@@ -334,7 +334,7 @@ def make_learner(
 def summarise(checkpoint: Checkpoint, dls, precision) -> dict:
     "What a record says of a training: epochs, time, speed, machine."
     seconds, train_seconds = (sum(row[name] for row in checkpoint.rows) for name in ('seconds', 'train_seconds'))
-    return {'best_epoch': checkpoint.best_epoch, 'epochs': len(checkpoint.rows), 'seconds': seconds,
+    return {'best_epoch': checkpoint.best_epoch, 'epochs': len(checkpoint.rows), 'train_seconds': seconds,
             'images_per_second': dls.train.n * len(checkpoint.rows) / train_seconds, 'environment': environment(dls.device, precision.name)}
 
 # %% ../nbs/03_training.ipynb #e949ee42
@@ -345,7 +345,7 @@ def train(
     folder,  # the run's folder
     precision: str = 'auto',  # see `loading.pick_precision`
     cbs: list = (),  # more callbacks
-) -> dict:  # best_epoch, epochs, seconds, images_per_second, environment
+) -> dict:  # best_epoch, epochs, train_seconds, images_per_second, environment
     "Train a recipe and write model, history and predictions; continues from a checkpoint. ValueError, OSError say what to do."
     chosen, start = prepare(experiment, model, dls, precision)
     with run_lock(folder := Path(folder)):
