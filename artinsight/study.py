@@ -158,9 +158,9 @@ def run_experiment(
         if done := finished(run, experiment, init, fingerprint(frame)): return done
         model, three, store, dls = make_ready(experiment, frame, weights, device)
         (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
-        summary = train(experiment, model, dls, run, precision)
-        summary |= {'seconds': time.perf_counter() - began, 'git': git_commit(), 'data': describe_data(frame, three, store)}
-        write_record(run, {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick, **summary, **score(run)})
+        summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
+        write_record(run, {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick,
+                           'data': describe_data(frame, three, store), **summary, **score(run)})
         (run / 'checkpoint.safetensors').unlink(missing_ok=True)
     return read_record(run)
 

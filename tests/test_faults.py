@@ -269,7 +269,7 @@ def test_clock_that_jumps(tiny, tmp_path, monkeypatch):
     os.utime(tiny/data.index(tiny).path[0], (0, 0))
     os.utime(tiny/data.index(tiny).path[1], (2**33, 2**33))
     summary, _ = small_training(tiny, tmp_path)
-    assert summary['epochs'] == 1 and summary['seconds'] >= 0
+    assert summary['epochs'] == 1 and summary['train_seconds'] >= 0
 
 def test_older_record_is_trained_again(tiny, tmp_path):
     "A record of another format is no finished run: it is replaced, not crashed on."
