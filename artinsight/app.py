@@ -586,7 +586,7 @@ def overlay_html(
     "The heat map over its picture, as two layers: the page fades one without asking the server."
     small = picture.copy()
     small.thumbnail((640, 640))
-    heat = Image.fromarray(overlay(np.asarray(small), np.array(answer['map']), 1))
+    heat = Image.fromarray(overlay(np.zeros((256, 256, 3), np.uint8), np.array(answer['map']), 1))  # the page stretches it
     asked = f"{words(answer['asked'])} ({answer['asked_probability']:.0%})"
     said = f'Nothing in the picture speaks for {asked}.' if answer['empty'] else f"What speaks for {asked}: yellow most, violet least. {'x'.join(map(str, answer['map_size']))} cells."
     alt = said if answer['empty'] else f"{said} Strongest {answer['peak'][0]:.0%} from the left and {answer['peak'][1]:.0%} from the top."
