@@ -176,21 +176,33 @@ def probs(self: Run,
 
 # %% ../nbs/11_app.ipynb #app-028
 @patch
+def predict_some(self: Run,
+    images: list,  # as `list_images` gives them
+) -> list:  # a dict a picture
+    "Decode and judge one batch in one thread."
+    (_, pixels, problems), = read_batches(images, self.size, len(images), 1)
+    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold']) if len(pixels) else [])
+    return [{**({} if problem else next(answers)), 'problem': problem} for problem in problems]
+
+# %% ../nbs/11_app.ipynb #app-029
+@patch
 def predict(self: Run,
     images,  # as `list_images` takes them
     batch_size: int = 64,
-    workers: int | None = None,  # decoding threads; None: one a core
+    workers: int | None = None,  # threads, which decode and compute; None: one a core
 ) -> pd.DataFrame:  # a row a picture, in order; `problem` says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done."
-    rows = []
-    for batch, pixels, problems in read_batches(list_images(images), self.size, batch_size, workers):
-        answers = iter(verdicts(self.probs(pixels), self.calibration['threshold']) if len(pixels) else [])
-        for image, problem in zip(batch, problems):
-            name = str(image) if isinstance(image, (str, os.PathLike)) else f'picture {len(rows)}'
-            rows.append({'path': name, **({} if problem else next(answers)), 'problem': problem})
+    images, workers, threads = list_images(images), workers or num_cpus(), torch.get_num_threads()
+    batches = list(chunked(images, max(1, min(batch_size, -(-len(images) // workers)))))
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            rows = [row for part in pool.map(self.predict_some, batches) for row in part]
+    finally: torch.set_num_threads(threads)
+    names = (str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}' for i, image in enumerate(images))
+    rows = [{'path': name, **row} for name, row in zip(names, rows)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/11_app.ipynb #app-029
+# %% ../nbs/11_app.ipynb #app-030
 def words(name): return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
 
 def line(
@@ -205,7 +217,7 @@ def report_bad(frame):
     for row in frame[frame.problem != ''].itertuples(): print(f'{row.path}: {row.problem}', file=sys.stderr)
     if (frame.problem != '').all(): raise ValueError(f'none of the {len(frame)} pictures could be read')
 
-# %% ../nbs/11_app.ipynb #app-030
+# %% ../nbs/11_app.ipynb #app-031
 @console
 def artinsight_predict(
     run: str,  # a run's folder
@@ -220,7 +232,7 @@ def artinsight_predict(
     else: print(*map(line, good.to_dict('records')), sep='\n', end='\n' if len(good) else '')
     report_bad(frame)
 
-# %% ../nbs/11_app.ipynb #app-040
+# %% ../nbs/11_app.ipynb #app-041
 @patch
 def explain(self: Run,
     pixels: torch.Tensor,  # uint8 (n, 3, size, size)
@@ -231,7 +243,7 @@ def explain(self: Run,
     answers, threshold = explain_pixels(self.model, pixels.to(self.device), target, layer), self.calibration['threshold']
     return [{**answer, 'unsure': threshold is None or answer['probability'] < threshold} for answer in answers]
 
-# %% ../nbs/11_app.ipynb #app-041
+# %% ../nbs/11_app.ipynb #app-042
 def free_name(
     path,  # a picture's
     taken: set,  # names given so far, lower case; gets this one
@@ -242,7 +254,7 @@ def free_name(
     taken.add(name.lower())
     return name
 
-# %% ../nbs/11_app.ipynb #app-042
+# %% ../nbs/11_app.ipynb #app-043
 def explain_files(
     run: Run,
     images,  # as `list_images` takes them
@@ -263,7 +275,7 @@ def explain_files(
             if not problem: write_explanation(out, rows[-1]['name'], path, *next(answers))
     return pd.DataFrame(rows)
 
-# %% ../nbs/11_app.ipynb #app-043
+# %% ../nbs/11_app.ipynb #app-044
 def write_explanation(
     out: Path,  # folder
     name: str,  # of the files, without ending
@@ -275,7 +287,7 @@ def write_explanation(
     with atomic_write(out / f'{name}.png') as unfinished: explanation_figure(image, answer).savefig(unfinished, format='png', dpi=100)
     with atomic_write(out / f'{name}.json') as unfinished: unfinished.write_text(dumps({'path': str(path), **answer}, indent=1))
 
-# %% ../nbs/11_app.ipynb #app-044
+# %% ../nbs/11_app.ipynb #app-045
 @console
 def artinsight_explain(
     run: str,  # a run's folder
@@ -290,7 +302,7 @@ def artinsight_explain(
     for row in frame[frame.problem == ''].itertuples(): print(f'{row.path}: {Path(out) / row.name}.png')
     report_bad(frame)
 
-# %% ../nbs/11_app.ipynb #app-050
+# %% ../nbs/11_app.ipynb #app-051
 FIGURES = {'accuracy': 'right class of 20', 'top2_accuracy': 'right class among the first two', 'origin_accuracy': 'human or AI right',
            'style_accuracy': 'right style of 10', 'balanced_accuracy': 'mean over classes', 'ece': 'calibration error, as trained'}
 LIMITS = """- Twenty classes and no "none of these": a photograph of a cat gets a style, too.
@@ -298,7 +310,7 @@ LIMITS = """- Twenty classes and no "none of these": a photograph of a cat gets 
 - Human and AI pictures of the data set were resized and compressed in different ways. A model can learn these traces instead of the art, and then fails on pictures with another history.
 - "Human" means Western painting and Japanese prints up to the twentieth century, as museums sorted them."""
 
-# %% ../nbs/11_app.ipynb #app-051
+# %% ../nbs/11_app.ipynb #app-052
 def warning(
     record: dict,  # a run record
 ) -> str:  # '' for a full run on AI-ArtBench
@@ -307,7 +319,7 @@ def warning(
     if record['quick']: return f"This is a quick run on {record['data']['name']}: a trial of the machinery, not a result."
     return '' if record['data']['name'] == 'AI-ArtBench' else f"This model was trained on {record['data']['name']}, not on AI-ArtBench."
 
-# %% ../nbs/11_app.ipynb #app-052
+# %% ../nbs/11_app.ipynb #app-053
 def figures_table(
     figures: dict,  # of a record's validation or test
 ) -> str:  # Markdown
@@ -320,7 +332,7 @@ def audit_text(audit) -> str:
     "What an audit found, as a list."
     return '\n'.join(f"- {name.replace('_', ' ')}: {value}" for name, value in audit.items() if isinstance(value, (str, int, float, bool)))
 
-# %% ../nbs/11_app.ipynb #app-053
+# %% ../nbs/11_app.ipynb #app-054
 def recipe_table(
     record: dict,  # a run record
 ) -> str:  # Markdown
@@ -340,7 +352,7 @@ def confidence(
     if calibration['threshold'] is None: return told + 'No confidence was high enough on the validation pictures, so every answer is marked unsure.'
     return told + f"Below {calibration['threshold']:.0%} an answer is marked unsure: above, {ACCURACY:.0%} of the validation pictures were right."
 
-# %% ../nbs/11_app.ipynb #app-054
+# %% ../nbs/11_app.ipynb #app-055
 USE = """For teaching and research: to look at what such a classifier learns. Not for judging whether a person cheated, for pricing or
 authenticating art, or for anything that touches somebody's rights or reputation."""
 LICENCE = "Code and weights: Apache-2.0. The training pictures keep their own licences; see the data set's page."
@@ -359,7 +371,7 @@ def card(
              'Recipe': recipe_table(record), 'Use': USE, 'Limits': f'{LIMITS}\n{audit_text(audit or {})}', 'Licence': LICENCE}
     return f"# {record['experiment']['name']}: art style and origin\n\n{about}\n" + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items())
 
-# %% ../nbs/11_app.ipynb #app-057
+# %% ../nbs/11_app.ipynb #app-058
 class Pixels(nn.Module):
     "A run as one graph: uint8 RGB pictures (n, 3, size, size) in, calibrated probabilities (n, 20) out."
     def __init__(self, run: Run):
@@ -367,7 +379,7 @@ class Pixels(nn.Module):
         self.model = run.model
     def forward(self, pictures): return self.model(normalise(pictures)).softmax(1)
 
-# %% ../nbs/11_app.ipynb #app-058
+# %% ../nbs/11_app.ipynb #app-059
 def need(
     extra: str,  # of artinsight
     *modules: str,  # to import
@@ -376,14 +388,14 @@ def need(
     try: return [import_module(name) for name in modules]
     except ImportError as error: raise ImportError(f"{error.name} is missing: pip install 'artinsight[{extra}]'") from error
 
-# %% ../nbs/11_app.ipynb #app-059
+# %% ../nbs/11_app.ipynb #app-060
 def describe_input(run: Run) -> dict:
     "What a program must know to use an export; all strings."
     return {'labels': dumps(CLASSES), 'size': str(run.size), 'artinsight': metadata.version('artinsight'), 'experiment': run.record['experiment']['name'],
             'trained_on': run.record['data']['name'], 'calibration': dumps(run.calibration), 'output': 'probabilities (n, 20), calibrated',
             'input': f'uint8 (n, 3, {run.size}, {run.size}), RGB: the upright picture squashed to {SQUASH} x {SQUASH}, then to {run.size} x {run.size}, antialiased bilinear'}
 
-# %% ../nbs/11_app.ipynb #app-060
+# %% ../nbs/11_app.ipynb #app-061
 def to_onnx(
     run: Run,
     path,  # file to write
@@ -399,14 +411,14 @@ def to_onnx(
         onnx.checker.check_model(model)
         onnx.save(model, unfinished)
 
-# %% ../nbs/11_app.ipynb #app-061
+# %% ../nbs/11_app.ipynb #app-062
 def from_onnx(path):
     "A function from uint8 pictures (n, 3, size, size) to probabilities (n, 20), run by ONNX Runtime."
     ort, = need('export', 'onnxruntime')
     session = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda pictures: session.run(None, {'pictures': pictures.numpy()})[0]
 
-# %% ../nbs/11_app.ipynb #app-062
+# %% ../nbs/11_app.ipynb #app-063
 def to_torch(
     run: Run,
     path,  # file to write, .pt2
@@ -423,7 +435,7 @@ def from_torch(path):
         with torch.no_grad(): return program(pictures).numpy()
     return probs
 
-# %% ../nbs/11_app.ipynb #app-063
+# %% ../nbs/11_app.ipynb #app-064
 def speed(
     answer,  # from pictures to probabilities
     pictures: torch.Tensor,  # uint8 (n, 3, size, size)
@@ -436,7 +448,7 @@ def speed(
         return len(pictures) / (time.perf_counter() - begin)
     return max(once() for _ in range(repeats + 1))
 
-# %% ../nbs/11_app.ipynb #app-064
+# %% ../nbs/11_app.ipynb #app-065
 def check_export(
     run: Run,
     answer,  # the export: from uint8 pictures to probabilities
@@ -449,7 +461,7 @@ def check_export(
             'threads': torch.get_num_threads(), 'torch_images_per_second': {name: speed(run.probs, some) for name, some in batches.items()},
             'export_images_per_second': {name: speed(answer, some) for name, some in batches.items()}}
 
-# %% ../nbs/11_app.ipynb #app-065
+# %% ../nbs/11_app.ipynb #app-066
 HUB_APP = 'from artinsight.app import load_run, serve\n\nserve(load_run("."), server_name="0.0.0.0")\n'
 
 def to_hub(
@@ -469,7 +481,7 @@ def to_hub(
         for name, text in files.items(): (unfinished / name).write_text(text, encoding='utf-8')
         shutil.copy(run.path / 'model.safetensors', unfinished)
 
-# %% ../nbs/11_app.ipynb #app-066
+# %% ../nbs/11_app.ipynb #app-067
 EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to_torch, from_torch)}
 
 def export_run(
@@ -490,7 +502,7 @@ def export_run(
     with atomic_write(out / f'export-{to}.json') as unfinished: unfinished.write_text(dumps(found, indent=1))
     return found
 
-# %% ../nbs/11_app.ipynb #app-067
+# %% ../nbs/11_app.ipynb #app-068
 @console
 def artinsight_export(
     run: str,  # a run's folder
@@ -509,7 +521,7 @@ def artinsight_export(
     pictures = torch.cat([pixels for _, pixels, _ in read_batches(paths, opened.size)])
     print(dumps({'compared_on': frame.attrs['name'], **export_run(opened, to, pictures, out)}, indent=1))
 
-# %% ../nbs/11_app.ipynb #app-073
+# %% ../nbs/11_app.ipynb #app-074
 MAX_BYTES, MAX_UPLOAD_PIXELS, MAX_WORK, MAX_FILES = 20_000_000, 40_000_000, 800_000_000, 500
 
 def open_upload(
@@ -527,7 +539,7 @@ def open_upload(
     picture = open_picture(path)
     return Image.fromarray(np.asarray(picture))
 
-# %% ../nbs/11_app.ipynb #app-076
+# %% ../nbs/11_app.ipynb #app-077
 CSS = """
 .art {color: var(--body-text-color, currentColor); line-height: 1.45} .art h2 {margin: 0 0 .2rem; font-size: 1.35rem; color: inherit} .art .note {opacity: .8; margin: 0 0 .9rem}
 .art.unsure {border-left: .35rem solid #E69F00; padding-left: .7rem}
@@ -544,7 +556,7 @@ CSS = """
 .art.banner {border: 2px solid #E69F00; border-radius: .4rem; padding: .6rem .9rem} .art a.get {display: inline-block; padding: .5rem .9rem; border-radius: .4rem; background: #0072B2; color: #fff; text-decoration: none; margin: .4rem 0}
 """
 
-# %% ../nbs/11_app.ipynb #app-077
+# %% ../nbs/11_app.ipynb #app-078
 FADE = "v => document.querySelectorAll('.stack .heat').forEach(o => o.style.opacity = v / 100)"
 
 def data_uri(
@@ -556,7 +568,7 @@ def data_uri(
     picture.save(file, kind, quality=85)
     return f'data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../nbs/11_app.ipynb #app-078
+# %% ../nbs/11_app.ipynb #app-079
 MADE = {'AI': 'made by AI', 'human': 'made by a human'}
 HINT = '<div class="art"><p>Choose a picture, paste one, or take a photo.</p></div>'
 
@@ -577,7 +589,7 @@ def verdict_html(
 <div class="ends"><span>human {1 - ai:.0%}</span><span>AI {ai:.0%}</span></div><table><caption>Likeliest styles</caption>{styles}</table>
 <table><caption>All 20 classes</caption><tr><th scope="col">style</th><th scope="col">human</th><th scope="col">AI</th></tr>{classes}</table></div>'''
 
-# %% ../nbs/11_app.ipynb #app-079
+# %% ../nbs/11_app.ipynb #app-080
 def overlay_html(
     picture,  # PIL, RGB
     answer: dict,  # of `Run.explain`
@@ -595,7 +607,7 @@ def overlay_html(
 
 def problem_html(problem): return f'<div class="art unsure" role="alert"><h2>Sorry</h2><p>{html.escape(problem)}</p></div>'
 
-# %% ../nbs/11_app.ipynb #app-085
+# %% ../nbs/11_app.ipynb #app-086
 @patch
 def features(self: Run,
     pixels: torch.Tensor,  # uint8 (n, 3, size, size)
@@ -607,7 +619,7 @@ def features(self: Run,
     finally: handle.remove()
     return nn.functional.normalize(kept[0].flatten(1), dim=1).cpu().numpy()
 
-# %% ../nbs/11_app.ipynb #app-086
+# %% ../nbs/11_app.ipynb #app-087
 class Neighbours:
     "Up to 2,000 training pictures, and which of them a run finds most like another."
     def __init__(self,
@@ -626,7 +638,7 @@ class Neighbours:
         known = dict(zip(files, frame['class']))
         self.files, self.classes, self.features = good, [known[file] for file in good], np.concatenate(found)
 
-# %% ../nbs/11_app.ipynb #app-087
+# %% ../nbs/11_app.ipynb #app-088
 @patch
 def nearest(self: Neighbours,
     features: np.ndarray,  # (1, features)
@@ -636,7 +648,7 @@ def nearest(self: Neighbours,
     order = np.argsort(-(self.features @ features[0]), kind='stable')[:n]
     return [(self.files[i], self.classes[i]) for i in order]
 
-# %% ../nbs/11_app.ipynb #app-088
+# %% ../nbs/11_app.ipynb #app-089
 def nearest_html(
     pairs: list,  # (file, class) of `Neighbours.nearest`
     title: str,  # whose pictures they are
@@ -648,7 +660,7 @@ def nearest_html(
         return f'<figure><img src="{data_uri(picture)}" alt="{words(kind)}"><figcaption>{words(kind)}</figcaption></figure>'
     return f'<div class="art"><p><b>{html.escape(title)}</b></p><div class="near">{"".join(figure(*pair) for pair in pairs)}</div></div>'
 
-# %% ../nbs/11_app.ipynb #app-092
+# %% ../nbs/11_app.ipynb #app-093
 def predict_uploads(
     run: Run,
     files: list,  # uploaded
@@ -662,7 +674,7 @@ def predict_uploads(
         return {**row, **said, 'problem': ''}, ImageOps.contain(picture, (120, 120))
     with ThreadPoolExecutor(num_cpus()) as pool: return zip(*pool.map(one, files))
 
-# %% ../nbs/11_app.ipynb #app-093
+# %% ../nbs/11_app.ipynb #app-094
 def contact_sheet(
     rows: list,  # of `predict_uploads`
     thumbs: list,  # likewise
@@ -678,7 +690,7 @@ def contact_sheet(
         draw.multiline_text((x, y + 123), text, 'black', font_size=13)
     return sheet
 
-# %% ../nbs/11_app.ipynb #app-094
+# %% ../nbs/11_app.ipynb #app-095
 def batch_html(
     run: Run,
     files: list,  # uploaded
@@ -694,7 +706,7 @@ def batch_html(
     return f'''<div class="art" role="status"><h2>{told}</h2><a class="get" download="predictions.csv" href="data:text/csv;base64,{csv}">Download as CSV</a>
 <img class="sheet" src="{data_uri(contact_sheet(rows, thumbs))}" alt="Contact sheet: each picture with its style and origin, as in the CSV file">{f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''}</div>'''
 
-# %% ../nbs/11_app.ipynb #app-098
+# %% ../nbs/11_app.ipynb #app-099
 def answer_upload(
     run: Run,
     near,  # `Neighbours`, or None
@@ -713,7 +725,7 @@ def answer_upload(
     pairs = nearest_html(near.nearest(run.features(pixels)), near.title) if near else ''
     return verdict_html(row, probs[0]), overlay_html(picture, answer, opacity), pairs, {**row, 'problem': ''}
 
-# %% ../nbs/11_app.ipynb #app-099
+# %% ../nbs/11_app.ipynb #app-100
 def example_pictures(
     data=None,  # data set folder; None: a small painted sample
 ) -> list:  # files
@@ -722,7 +734,7 @@ def example_pictures(
     some = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates('style')[:6]
     return [f"{frame.attrs['root']}/{path}" for path in some.path]
 
-# %% ../nbs/11_app.ipynb #app-100
+# %% ../nbs/11_app.ipynb #app-101
 def build_app(
     run: Run,
     data=None,  # data set folder: for neighbours and examples
@@ -741,7 +753,7 @@ def build_app(
         with gr.Tab('About'): gr.Markdown(card(run.record, calibration=run.calibration))
     return page
 
-# %% ../nbs/11_app.ipynb #app-101
+# %% ../nbs/11_app.ipynb #app-102
 def one_picture(gr, run: Run, near, examples: list):
     "The tab for one picture: `near` are `Neighbours` or None, `examples` files."
     with gr.Row():
@@ -761,7 +773,7 @@ def one_picture(gr, run: Run, near, examples: list):
           api_name='ask', show_progress='minimal', trigger_mode='always_last')
     opacity.change(None, opacity, None, js=FADE)
 
-# %% ../nbs/11_app.ipynb #app-102
+# %% ../nbs/11_app.ipynb #app-103
 def serve(
     run: Run,
     data=None,  # data set folder: for neighbours and examples
@@ -775,7 +787,7 @@ def serve(
     page.launch(**{'server_name': '127.0.0.1', 'theme': theme, 'css': CSS, 'max_file_size': MAX_BYTES, 'footer_links': [], 'ssr_mode': False, **launch})
     return page
 
-# %% ../nbs/11_app.ipynb #app-103
+# %% ../nbs/11_app.ipynb #app-104
 @console
 def artinsight_app(
     run: str,  # a run's folder
@@ -786,6 +798,7 @@ def artinsight_app(
 ):
     "Open a page on this machine that answers questions about pictures."
     opened = load_run(run, device)
+    torch.set_num_threads(1)  # requests are small and many
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go, however the page is stopped
     with tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
