@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import chunked, num_cpus, patch
-from fastcore.script import Param, store_true
+from fastcore.script import store_true
 from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 
@@ -218,10 +218,10 @@ def report_bad(frame):
     if (frame.problem != '').all(): raise ValueError(f'none of the {len(frame)} pictures could be read')
 
 # %% ../nbs/11_app.ipynb #app-031
-@console
+@console(many='images')
 def artinsight_predict(
     run: str,  # a run's folder
-    images: Param('pictures, folders or globs in quotes', str, nargs='+'),
+    images: str,  # pictures, folders or globs in quotes
     json: store_true = False,  # a JSON list instead of lines
     device: str = 'cpu',  # where the model runs
 ):
@@ -288,10 +288,10 @@ def write_explanation(
     with atomic_write(out / f'{name}.json') as unfinished: unfinished.write_text(dumps({'path': str(path), **answer}, indent=1))
 
 # %% ../nbs/11_app.ipynb #app-045
-@console
+@console(many='images')
 def artinsight_explain(
     run: str,  # a run's folder
-    images: Param('pictures, folders or globs in quotes', str, nargs='+'),
+    images: str,  # pictures, folders or globs in quotes
     out: str = 'explanations',  # folder for the PNG and JSON files
     target: str = 'class',  # class, origin, style, or the name of one (baroque, AI, human_realism)
     layer: str = None,  # of the model (default: the last with at least 4x4 cells)
