@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config, items):
         return
     slow = [item for item in items if 'slow' in item.keywords]
     if slow:
-        config.hook.pytest_deselected(slow)
+        config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if 'slow' not in item.keywords]
 
 
