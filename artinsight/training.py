@@ -57,7 +57,7 @@ class Experiment:
     quick: bool = False  # a version for a few hundred pictures
 
 # %% ../nbs/03_training.ipynb #b2321f80
-QUICK = dict(quick=True, lr=.01, epochs=15, batch_size=16, per_style=60)
+QUICK = dict(quick=True, lr=.005, epochs=15, patience=6, batch_size=16, per_style=60)
 
 @patch
 def quick_version(self: Experiment) -> Experiment:
