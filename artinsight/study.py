@@ -23,7 +23,7 @@ from torch import nn
 from .baseline import SIMPLE_CNN, simple_cnn
 from .data import cache_folder, console, counts_by_class, data_folder, fingerprint, index, parts
 from .evaluation import evaluate, results_table
-from .loading import build_store, dataloaders
+from .loading import build_store, dataloaders, pick_precision
 from .resnet18 import VARIANTS, init_name, resnet18
 from .training import Experiment, git_commit, load_predictions, read_record, run_lock, train, write_record
 
@@ -154,9 +154,11 @@ def run_experiment(
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run, began = Path(runs) / experiment.name, time.perf_counter()
     init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
+    if done := finished(run, experiment, init, fingerprint(frame)): return done
+    model, three, store, dls = make_ready(experiment, frame, weights, device)
+    pick_precision(dls.device, experiment.size, precision)  # an unknown one is told before anything is written
     with run_lock(run):
-        if done := finished(run, experiment, init, fingerprint(frame)): return done
-        model, three, store, dls = make_ready(experiment, frame, weights, device)
+        if done := finished(run, experiment, init, fingerprint(frame)): return done  # another process was faster
         (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
         summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
         write_record(run, {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from filelock import FileLock
 from artinsight import data, loading, study, training
 from artinsight.data import CLASSES, FOLDERS
 
@@ -251,7 +252,8 @@ def test_out_of_memory_proposes_a_batch_size(tiny, tmp_path):
     with pytest.raises(ValueError, match='too little memory for batches of 32 at 32 px: try --batch_size 16'): small_training(tiny, tmp_path, Hungry())
 
 def test_two_trainings_in_one_folder(tiny, tmp_path):
-    with training.run_lock(tmp_path/'run'), pytest.raises(OSError, match='another training is at work'): small_training(tiny, tmp_path)
+    (tmp_path/'run').mkdir()
+    with FileLock(tmp_path/'run/.lock'), pytest.raises(OSError, match='another training is at work'): small_training(tiny, tmp_path)
     small_training(tiny, tmp_path)                                      # the lock went with its holder
 
 def test_damaged_checkpoint_is_not_believed(tiny, tmp_path):

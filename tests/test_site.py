@@ -27,7 +27,11 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.ids, self.links, self.resources, self.images, self.words = set(), [], [], 0, []
+        self.label = None
         self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_endtag(self, tag):
+        if tag == self.label: self.label = None
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
@@ -35,7 +39,8 @@ class Page(HTMLParser):
         if tag == 'a': self.links.append(found.get('href', ''))
         if tag == 'img':
             self.images += 1
-            assert found.get('alt'), 'a picture without words for those who cannot see it'
+            assert found.get('alt') or ('alt' in found and self.label), 'a picture without words for those who cannot see it'
+        if found.get('role') == 'img' and found.get('aria-label'): self.label = tag  # its words stand for the pictures in it
         self.resources += [found[name] for name in ('src', 'srcset', 'poster', 'data') if found.get(name)]
         if tag == 'link': self.resources.append(found.get('href', ''))
 
