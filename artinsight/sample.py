@@ -25,7 +25,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, console
+from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console
 
 # %% ../nbs/01_sample.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -629,8 +629,7 @@ def painted_sample(
     folder=None,  # where; None: in `$ARTINSIGHT_CACHE` or ~/.cache/artinsight
 ) -> Path:  # a folder for `data.index`
     "A small painted sample, painted on the first call and kept."
-    cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home() / '.cache' / 'artinsight')
-    folder = Path(folder) if folder else cache / f'painted-sample-{VERSION}-{train}-{test}-{seed}'
+    folder = Path(folder) if folder else cache_folder() / f'painted-sample-{VERSION}-{train}-{test}-{seed}'
     if folder.exists(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     counts = COUNTS.assign(images=COUNTS.split.map({'train': train, 'test': test}))
