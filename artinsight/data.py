@@ -150,7 +150,7 @@ def choose(
     "A balanced choice of training pictures; ValueError where there are none."
     if (train := frame[frame.split == 'train'].sort_values('path')).empty: raise ValueError('no training pictures: the train folder is missing or empty')
     chosen, short = [], {}
-    for (style, origin), rows in train.groupby(['style', 'origin']):
+    for (style, _), rows in train.groupby(['style', 'origin']):
         generators = sorted(set(rows.generator))
         for place, generator in enumerate(generators):
             wanted = (per_style + place) // len(generators)
@@ -226,8 +226,10 @@ def counts_by_class(
 def fingerprint(
     frame: pd.DataFrame,  # an index
 ) -> str:  # 64 hexadecimal digits
-    "sha256 of a data set's sorted relative paths: equal exactly if the same pictures are listed."
-    return hashlib.sha256('\n'.join(sorted(frame.path)).encode('utf8', 'surrogateescape')).hexdigest()
+    "sha256 of a data set's sorted relative paths and file sizes; FileNotFoundError where one has gone since."
+    root = frame.attrs['root']
+    lines = (f'{path}|{os.stat(os.path.join(root, path)).st_size}' for path in sorted(frame.path))
+    return hashlib.sha256('\n'.join(lines).encode('utf8', 'surrogateescape')).hexdigest()
 
 # %% ../nbs/00_data.ipynb #b9e6bf82
 @contextmanager

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', 'load_model', 'open_store', 'loaders_of',
-           'finished', 'describe_data', 'make_ready', 'score', 'run_experiment', 'find_device', 'reproduce',
+           'finished', 'describe_data', 'make_ready', 'score', 'finish', 'run_experiment', 'find_device', 'reproduce',
            'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #f63a2466
@@ -92,8 +92,8 @@ def loaders_of(
 ):  # `loading.dataloaders`
     "Loaders of a recipe; pictures that could not be decoded are left out. ValueError where a part has none left."
     rows = {name: store.rows(part.path) for name, part in three.items()}
-    for name in rows:
-        if not len(rows[name]): raise ValueError(f'not one {name} picture could be read: {len(store.bad)} are damaged, the first is {store.bad.path.iloc[0]}')
+    for name, readable in rows.items():
+        if not len(readable): raise ValueError(f'not one {name} picture could be read: {len(store.bad)} are damaged, the first is {store.bad.path.iloc[0]}')
     return dataloaders(store, rows['train'], rows['validation'], rows['test'], augment=experiment.augment,
                        batch_size=experiment.batch_size, device=device, seed=experiment.seed)
 
@@ -118,10 +118,11 @@ def describe_data(
     frame: pd.DataFrame,  # an index
     three: dict,  # as `data.parts` returns
     store,  # its pictures
+    sha: str,  # the index's `fingerprint`
 ) -> dict:  # for the record
-    "Which pictures a run saw: name, counts, the index's checksum, what was missing, short or damaged."
+    "Which pictures a run saw: name, counts, fingerprint, what was missing, short or damaged."
     read = {name: part[part.path.isin(set(store.frame.path))] for name, part in three.items()}
-    return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(read), 'index_sha256': fingerprint(frame),
+    return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(read), 'index_sha256': sha,
             'missing': frame.attrs['missing'], 'short': three['train'].attrs.get('short', {}), 'excluded': store.bad.to_dict('records')}
 
 # %% ../nbs/08_study.ipynb #ba99a2df
@@ -130,17 +131,29 @@ def make_ready(
     frame: pd.DataFrame,  # an index
     weights: str,  # first weights of a ResNet18
     device: str | None,  # None: the best one there is
+    precision: str,  # its name
 ) -> tuple:  # model, three parts, store, loaders
-    "All that a training needs."
+    "All that a training needs; ValueError and OSError say what to do."
+    pick_precision(find_device(device), experiment.size, precision)  # an unknown one is told before anything is written
     model = build_model(experiment, weights)
     three = parts(frame, experiment.per_style, experiment.validation, experiment.split_by, experiment.seed)
     store = open_store(three, frame.attrs['root'], experiment.size)
     return model, three, store, loaders_of(experiment, three, store, find_device(device))
 
+# %% ../nbs/08_study.ipynb #a40c7e55
 def score(run: Path) -> dict:
     "The figures of a run's saved predictions."
     predicted = {part: load_predictions(run, part) for part in ('validation', 'test')}
     return {part: evaluate(target, probs, ids) for part, (ids, target, probs) in predicted.items()}
+
+def finish(
+    run: Path,  # a run's folder, with its predictions
+    experiment: Experiment,
+    told: dict,  # what else the record says
+):
+    "Evaluate a trained run, write its record and drop its checkpoint."
+    write_record(run, {'experiment': asdict(experiment), 'quick': experiment.quick, **told, **score(run)})
+    (run / 'checkpoint.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
@@ -152,18 +165,15 @@ def run_experiment(
     precision: str = 'auto',  # see `loading.pick_precision`
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
-    run, began = Path(runs) / experiment.name, time.perf_counter()
+    run, began, sha = Path(runs) / experiment.name, time.perf_counter(), fingerprint(frame)
     init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
-    if done := finished(run, experiment, init, fingerprint(frame)): return done
-    model, three, store, dls = make_ready(experiment, frame, weights, device)
-    pick_precision(dls.device, experiment.size, precision)  # an unknown one is told before anything is written
+    if done := finished(run, experiment, init, sha): return done
+    model, three, store, dls = make_ready(experiment, frame, weights, device, precision)
     with run_lock(run):
-        if done := finished(run, experiment, init, fingerprint(frame)): return done  # another process was faster
+        if done := finished(run, experiment, init, sha): return done  # another process was faster
         (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
         summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
-        write_record(run, {'experiment': asdict(experiment), 'init': init, 'quick': experiment.quick,
-                           'data': describe_data(frame, three, store), **summary, **score(run)})
-        (run / 'checkpoint.safetensors').unlink(missing_ok=True)
+        finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary})
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #0d37b298

@@ -9,7 +9,7 @@ __all__ = ['QUICK', 'RECORD_FORMAT', 'Experiment', 'KeepFrozen', 'CPUMixedPrecis
            'run_lock', 'make_learner', 'summarise', 'train', 'prepare', 'fit', 'out_of_memory', 'save_run']
 
 # %% ../nbs/03_training.ipynb #967e08aa
-import hashlib, json, math, os, platform, subprocess, sys, time, zipfile
+import hashlib, json, math, platform, subprocess, sys, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -272,7 +272,7 @@ def environment(
 def git_commit() -> str | None:
     "The commit of the code that runs, with '+' where it was changed since; None outside a repository."
     here = Path(artinsight.__file__).parent
-    told = lambda *words: subprocess.run(['git', '-C', str(here), *words], capture_output=True, text=True, timeout=20)
+    told = lambda *words: subprocess.run(['git', '-C', str(here), *words], check=False, capture_output=True, text=True, timeout=20)
     try: commit, changes = told('rev-parse', 'HEAD'), told('status', '--porcelain', '--', str(here))
     except (OSError, subprocess.TimeoutExpired): return None
     return commit.stdout.strip() + ('+' if changes.stdout.strip() else '') if commit.returncode == 0 else None

@@ -3,6 +3,7 @@ import hashlib, html, json, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import nbformat, yaml
 from jinja2 import DictLoader
@@ -28,6 +29,12 @@ def page_name(name):
     return re.sub(r'^\d+[a-zA-Z0-9]*_', '', Path(name).stem.lower()) + '.html'
 
 def read(path): return nbformat.read(path, as_version=4)
+
+def write(path, words):
+    "Write a text file by a rename, so that a kill leaves the old one or the new one."
+    beside = path.with_name(f'.{path.name}.part')
+    beside.write_text(words, encoding='utf-8')
+    os.replace(beside, path)
 
 def directives(cell):
     "A cell's `#|` directives: {'hide': '', 'echo:': 'false'}."
@@ -78,7 +85,13 @@ def execute(path, dest, env):
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
         return re.sub(r'\x1b\[[0-9;]*m', '', str(error)).strip()
     for cell in held: del cell.metadata['tags']
-    nbformat.write(nb, dest)
+    write(dest, nbformat.writes(nb))
+
+def known_keys(file):
+    "Notebook -> key when it was last executed; an unreadable file knows none."
+    try: keys = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    return keys if isinstance(keys, dict) else {}
 
 def execute_all(runs, proc, workers=2):
     "Execute all notebooks in a copy of the project, two at a time; unchanged ones keep their last outputs."
@@ -92,16 +105,17 @@ def execute_all(runs, proc, workers=2):
     for old in (proc/'nbs').glob('*.ipynb'):
         if old.name not in names: old.unlink()
     keys_file, base = proc/'keys.json', inputs(runs)
-    keys = json.loads(keys_file.read_text()) if keys_file.exists() else {}
-    env = dict(os.environ, ARTINSIGHT_RUNS=str(Path(runs).resolve()), OMP_NUM_THREADS='1')
+    keys = known_keys(keys_file)
+    env, lock = dict(os.environ, ARTINSIGHT_RUNS=str(Path(runs).resolve()), OMP_NUM_THREADS='1'), Lock()
     def one(name):
         started, new = time.time(), key(ROOT/'nbs'/name, base)
         if keys.get(name) == new and (proc/'nbs'/name).exists(): return name, None
         error = execute(ROOT/'nbs'/name, proc/'nbs'/name, env)
         say(f'  {name}: ' + ('failed' if error else f'{time.time() - started:.0f} s'))
         if error: return name, error
-        keys[name] = new
-        keys_file.write_text(json.dumps(keys, indent=1))
+        with lock:
+            keys[name] = new
+            write(keys_file, json.dumps(keys, indent=1))
         return name, None
     with ThreadPoolExecutor(workers) as pool: results = list(pool.map(one, names))
     failed = [(name, error) for name, error in results if error]

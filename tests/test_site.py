@@ -169,6 +169,18 @@ def test_only_changed_notebooks_are_executed_again_and_a_failing_one_is_named(bu
     assert not (tmp_path/'nbs/count-0').exists(), 'the tree stays clean'
 
 
+def test_a_cut_off_file_of_keys_knows_no_notebook_and_writing_is_all_or_nothing(builder, tmp_path, monkeypatch):
+    keys = tmp_path/'keys.json'
+    keys.write_text('{"index.ipynb": "12')
+    assert builder.known_keys(keys) == builder.known_keys(tmp_path/'none.json') == {}
+    builder.write(keys, '{"index.ipynb": "34"}')
+    assert builder.known_keys(keys) == {'index.ipynb': '34'}
+    def cut(*names): raise KeyboardInterrupt
+    monkeypatch.setattr(builder.os, 'replace', cut)
+    with pytest.raises(KeyboardInterrupt): builder.write(keys, '{}')
+    assert builder.known_keys(keys) == {'index.ipynb': '34'}
+
+
 def test_slow_cells_keep_their_outputs(builder, tmp_path):
     notebook = new_notebook(cells=[new_code_cell('#| slow\nraise SystemError', outputs=[new_output('stream', name='stdout', text='of long ago')]),
                                    new_code_cell('print(1)')])
