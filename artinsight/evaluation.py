@@ -110,9 +110,9 @@ def headline_figures(
     "Headline figures of many sets at once, from their sums."
     cells = sums[:, :400].reshape(-1, 20, 20)
     true, said, hit = cells.sum(2), cells.sum(1), np.diagonal(cells, axis1=1, axis2=2)
-    n = true.sum(1)[:, None]
+    n = np.maximum(true.sum(1), 1)[:, None]
     scores = hit / np.maximum(said, 1), hit / np.maximum(true, 1), 2*hit / np.maximum(true + said, 1)
-    averages = [(score * weight).sum(1) for weight in (true / n, (true > 0) / (true > 0).sum(1)[:, None]) for score in scores]
+    averages = [(score * weight).sum(1) for weight in (true / n, (true > 0) / np.maximum((true > 0).sum(1), 1)[:, None]) for score in scores]
     means, ece = sums[:, 400+BINS:] / n, np.abs(sums[:, 400:400+BINS] / n).sum(1)
     return np.stack([means[:, 0], hit.sum(1) / n[:, 0], averages[4], *averages, *means[:, 1:].T, ece], axis=1)
 
@@ -132,33 +132,36 @@ def draw(
     figures,  # function from sums (sets, columns) to figures (sets, figures)
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple:  # figures of the whole set (figures,) and of the resampled ones (resamples, figures)
-    "Figures of a set, and of as many groups drawn from it with replacement."
+) -> tuple:  # figures of the whole set (figures,), of resampled ones (resamples, figures), and without each group (groups, figures)
+    "Figures of a set, of as many groups drawn from it with replacement, and with each group left out."
     sums = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes))))) @ sparse.csr_array(columns)
-    rng, groups, parts = np.random.default_rng(seed), sums.shape[0], []
+    rng, groups, drawn = np.random.default_rng(seed), sums.shape[0], []
     for some in np.array_split(np.arange(resamples), -(-resamples * groups // 2_000_000)):
         picks = rng.integers(groups, size=(len(some), groups)) + groups * np.arange(len(some))[:, None]
         weights = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
-        parts.append(figures((sums.T @ weights.T).T))
-    return figures(np.asarray(sums.sum(0))[None])[0], np.concatenate(parts)
+        drawn.append(figures((sums.T @ weights.T).T))
+    whole = np.asarray(sums.sum(0))[None]
+    left_out = [figures(whole - sums[start:start + 2000].toarray()) for start in range(0, groups, 2000)]
+    return figures(whole)[0], np.concatenate(drawn), np.concatenate(left_out)
 
 # %% ../nbs/06_evaluation.ipynb #e53ce2f8
 def interval(
     value: np.ndarray,  # figures of the whole set (figures,)
     draws: np.ndarray,  # the same figures of resampled sets (resamples, figures)
+    left_out: np.ndarray,  # and with each group left out (groups, figures)
     codes: np.ndarray,  # group number of each picture (n,)
     fraction,  # which figures are fractions (figures,)
     spread=0,  # half width from the spread between seeds (figures,)
 ) -> np.ndarray:  # low, high (2, figures)
-    "95 % intervals from bootstrap draws."
+    "95 % intervals: the bias from bootstrap draws, the standard error from leaving groups out."
     groups, ones = len(codes)**2 / (np.bincount(codes).astype(float)**2).sum(), np.ones_like(value)
-    tails = np.inf if groups < 1.5 else stats.t.ppf(.975, groups - 1) * np.sqrt(groups / (groups - 1))
-    half = np.hypot(draws.std(0, ddof=1) * tails if np.isfinite(tails) else np.inf * ones, spread)
-    both = np.sort([value, 2*value - draws.mean(0)], axis=0)
-    inside, bound = np.clip(both, 1e-9, 1 - 1e-9), .025 ** (1 / groups)
-    logit = special.expit(special.logit(inside) + np.outer([-1, 1], half / np.clip(value * (1 - value), 1e-9, 1)))
-    logit = np.select([value >= 1, value <= 0], [np.outer([bound, 1], ones), np.outer([0, 1 - bound], ones)], logit)
-    return np.where(fraction, logit, both + np.outer([-1, 1], half))
+    error = left_out.std(0) * np.sqrt(len(left_out) - 1)
+    half = np.hypot(error * stats.t.ppf(.975, groups - 1), spread) if groups >= 1.5 else np.inf * ones
+    start = np.where(fraction, special.logit(np.clip(value, 1e-9, 1 - 1e-9)), value)
+    ends = start + (value - draws.mean(0) + np.outer([-1, 1], half)) / np.where(fraction, np.clip(value * (1 - value), 1e-9, 1), 1)
+    bound = .025 ** (1 / groups)  # of a fraction that was always 1
+    certain = [fraction & (value >= 1), fraction & (value <= 0)]
+    return np.select(certain, [np.outer([bound, 1], ones), np.outer([0, 1 - bound], ones)], np.where(fraction, special.expit(ends), ends))
 
 # %% ../nbs/06_evaluation.ipynb #d478642e
 FRACTION = np.array([name not in ('loss', 'brier', 'ece') for name in HEADLINES])
@@ -179,15 +182,14 @@ def draw_seeds(
     by: str = 'group',  # as `group_codes`
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple:  # first seed's predictions, group codes (n,), values (seeds, figures), mean draws (resamples, figures), seeds' half width (figures,)
+) -> tuple:  # first seed's predictions, group codes (n,), what `draw` returns averaged over seeds, seeds' half width (figures,)
     "Headline figures of all seeds, from the same draws; ValueError where their pictures differ."
     runs = [load(run) for run in listify(runs)]
     for run in runs: same_pictures(runs[0], run)
-    codes = group_codes(runs[0], by)
-    values, draws = zip(*(draw(codes, headline_columns(run), headline_figures, resamples, seed) for run in runs))
-    k = len(runs)
-    spread = np.std(values, axis=0, ddof=1) * stats.t.ppf(.975, k - 1) / np.sqrt(k) if k > 1 else np.zeros(len(HEADLINES))
-    return runs[0], codes, np.stack(values), np.mean(draws, axis=0), spread
+    codes, k = group_codes(runs[0], by), len(runs)
+    drawn = [draw(codes, headline_columns(run), headline_figures, resamples, seed) for run in runs]
+    spread = np.std([one[0] for one in drawn], axis=0, ddof=1) * stats.t.ppf(.975, k - 1) / np.sqrt(k) if k > 1 else np.zeros(len(HEADLINES))
+    return runs[0], codes, [np.mean(part, axis=0) for part in zip(*drawn)], spread
 
 def same_pictures(a: Predictions, b: Predictions):
     "ValueError unless both hold the same pictures."
@@ -202,10 +204,9 @@ def bootstrap(
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each headline figure; columns value, low, high
     "Headline figures with 95 % intervals; ValueError for an unknown `by` or differing pictures."
-    _, codes, values, draws, spread = draw_seeds(runs, by, resamples, seed)
-    value = values.mean(0)
-    low, high = interval(value, draws, codes, FRACTION, spread)
-    return pd.DataFrame({'value': value, 'low': np.maximum(low, 0), 'high': high}, index=pd.Index(HEADLINES, name='figure'))
+    _, codes, drawn, spread = draw_seeds(runs, by, resamples, seed)
+    low, high = interval(*drawn, codes, FRACTION, spread)
+    return pd.DataFrame({'value': drawn[0], 'low': np.maximum(low, 0), 'high': high}, index=pd.Index(HEADLINES, name='figure'))
 
 # %% ../nbs/06_evaluation.ipynb #9c1ea84c
 def evaluate(
@@ -433,14 +434,14 @@ def compare(
 ) -> dict:  # plain numbers; p_mcnemar is None where several seeds are pooled
     "Paired comparison of two runs on one test set; ValueError where the pictures differ."
     if figure not in HEADLINES: raise ValueError(f'no figure {figure!r}: choose from {", ".join(HEADLINES)}')
-    (first, codes, old, old_draws, old_spread), (second, _, new, new_draws, new_spread) = (draw_seeds(side, 'group', resamples, seed) for side in (a, b))
+    (first, codes, old, old_spread), (second, _, new, new_spread) = (draw_seeds(side, 'group', resamples, seed) for side in (a, b))
     same_pictures(first, second)
-    at, difference = HEADLINES.index(figure), new.mean(0) - old.mean(0)
-    low, high = interval(difference, new_draws - old_draws, codes, False, np.hypot(old_spread, new_spread))[:, at].tolist()
+    at, apart = HEADLINES.index(figure), [after - before for before, after in zip(old, new)]
+    low, high = interval(*apart, codes, False, np.hypot(old_spread, new_spread))[:, at].tolist()
     only = int((first.right & ~second.right).sum()), int((second.right & ~first.right).sum())
-    p = None if len(old) + len(new) > 2 else stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.
+    p = None if len(listify(a)) + len(listify(b)) > 2 else stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.
     real = low < high and not low <= 0 <= high and (figure != 'accuracy' or p is None or p < .05)
-    return {'figure': figure, 'n': len(first), 'a': float(old.mean(0)[at]), 'b': float(new.mean(0)[at]), 'difference': float(difference[at]), 'low': low, 'high': high,
+    return {'figure': figure, 'n': len(first), 'a': float(old[0][at]), 'b': float(new[0][at]), 'difference': float(apart[0][at]), 'low': low, 'high': high,
             'only_a_right': only[0], 'only_b_right': only[1], 'p_mcnemar': p, 'real': real}
 
 # %% ../nbs/06_evaluation.ipynb #0fe87c39
