@@ -13,7 +13,7 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSIO
 import errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,9 @@ def squash(
     size: int,  # pixels
 ) -> Image.Image:  # size x size
     "Squash to 256 x 256, then to `size`, each time by antialiased bilinear resampling."
-    return im.resize((SQUASH, SQUASH), Image.Resampling.BILINEAR).resize((size, size), Image.Resampling.BILINEAR)
+    for side in (SQUASH, size):
+        if im.size != (side, side): im = im.resize((side, side), Image.Resampling.BILINEAR)
+    return im
 
 def decode(
     path,  # a file's path, or an open binary file
@@ -118,18 +120,19 @@ def _block_keys(root, paths):
 # %% ../nbs/02_loading.ipynb #f95ec104
 def _decode_block(root, paths, start, targets):
     "In a worker: decode one block for each (file, size), write it in place, return its bad pictures and checksums."
-    pixels = [np.zeros((len(paths), size, size, 3), np.uint8) for _, size in targets]
-    bad = []
-    for place, path in enumerate(paths):
-        try: im = squash(open_picture(f'{root}/{path}'), SQUASH)
-        except BadPicture as error: bad.append([path, error.reason])
-        else:
-            for array, (_, size) in zip(pixels, targets): array[place] = squash(im, size)
-    for array, (file, size) in zip(pixels, targets):
-        with open(file, 'r+b') as out:
-            out.seek(start * size * size * 3)
-            out.write(array)
-    return bad, [zlib.crc32(array) for array in pixels]
+    bad, crcs = [], [0] * len(targets)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(file, 'r+b')) for file, _ in targets]
+        for file, (_, size) in zip(files, targets): file.seek(start * size * size * 3)
+        for path in paths:
+            im = Image.new('RGB', (SQUASH, SQUASH))  # black, in the place of a bad one
+            try: im = squash(open_picture(f'{root}/{path}'), SQUASH)
+            except BadPicture as error: bad.append([path, error.reason])
+            for i, (file, (_, size)) in enumerate(zip(files, targets)):
+                pixels = squash(im, size).tobytes()
+                crcs[i] = zlib.crc32(pixels, crcs[i])
+                file.write(pixels)
+    return bad, crcs
 
 # %% ../nbs/02_loading.ipynb #8ba2358f
 def _worker_start(parent):
@@ -332,13 +335,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pix
 
 def normalise(
     x: torch.Tensor,  # (n, 3, h, w), pixels in 0..255, uint8 or float
+    out: torch.Tensor | None = None,  # where to write, channels last in memory
 ) -> torch.Tensor:  # float32, channels last in memory
     "Subtract ImageNet's mean and divide by its standard deviation."
     rows = x.permute(0, 2, 3, 1).flatten(2)
     scale, shift = (torch.tensor(values, dtype=torch.float32).repeat(x.shape[3]).to(x.device, non_blocking=True)
                     for values in ([1 / (255 * std) for std in STD], [-mean / std for mean, std in zip(MEAN, STD)]))
-    out = torch.addcmul(shift, rows.float(), scale)
-    return out.view(x.shape[0], x.shape[2], x.shape[3], 3).permute(0, 3, 1, 2)
+    if out is None: out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    torch.addcmul(shift, rows.float(), scale, out=out.permute(0, 2, 3, 1).flatten(2))
+    return out
 
 def denormalise(
     x: torch.Tensor,  # (n, 3, h, w), as `normalise` returns
@@ -402,33 +407,32 @@ def draw_boxes(
     return torch.stack([left, top, w, h], 1)
 
 # %% ../nbs/02_loading.ipynb #a07878b6
-def _taps(start, length, size, device):
-    "Weights (n, size out, size in) of bilinear resampling of the span from `start`, which never reaches past its ends."
-    start, length = (value.to(device, non_blocking=True).view(-1, 1) for value in (start, length))
-    out = torch.arange(size, device=device)
-    source = ((out + .5) * length / size - .5).clamp_min_(0).minimum(length - 1) + start
-    return (1 - (source[:, :, None] - out).abs_()).clamp_min_(0)
-
 def crop(
     x: torch.Tensor,  # (n, 3, size, size), uint8 or float
     boxes: torch.Tensor,  # as `draw_boxes` returns
 ) -> torch.Tensor:  # float (n, 3, size, size)
     "Cut each picture's box out and enlarge it to the old size (boxes are never larger, so antialiasing has nothing to do)."
-    left, top, w, h = boxes.unbind(1)
-    down, across = _taps(top, h, x.shape[-1], x.device), _taps(left, w, x.shape[-1], x.device)
-    return torch.einsum('nih,nchw,njw->ncij', down, x.to(torch.float32, memory_format=torch.contiguous_format), across)
+    size = x.shape[-1]
+    left, top, w, h = boxes.to(x.device, non_blocking=True)[..., None].unbind(1)
+    middle = (torch.arange(size, device=x.device) + .5) / size  # of each output pixel, as a part of the box
+    def source(start, length): return ((middle * length).clamp_min_(.5).minimum(length - .5) + start) * (2 / size) - 1
+    grid = torch.stack(torch.broadcast_tensors(source(left, w)[:, None], source(top, h)[:, :, None]), -1)
+    return torch.nn.functional.grid_sample(x.to(torch.float32, memory_format=torch.contiguous_format), grid, align_corners=False)
 
 # %% ../nbs/02_loading.ipynb #157d16d8
 def _hue(x, shift):
     "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns: to HSV and back."
-    value, low = x.amax(1), x.amin(1)
-    chroma = value - low
     r, g, b = x.unbind(1)
-    sector = torch.where(r == value, g - b, torch.where(g == value, b - r, r - g)).div_(chroma.clamp_min(1e-6))
-    start = torch.where(r == value, 0., torch.where(g == value, 2., 4.)) + 6 * shift.view(-1, 1, 1)
-    hue = (sector + start).remainder_(6)
-    less = (2 - (hue - 3).abs_(), (hue - 2).abs_() - 1, (hue - 4).abs_() - 1)
-    return torch.stack([value - part.clamp_(0, 1).mul_(chroma) for part in less], 1)
+    value, low = r.maximum(g).maximum(b), r.minimum(g).minimum(b)
+    chroma = value - low
+    scale = 1 / chroma.clamp_min(1e-6)
+    # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.
+    red, green = (torch.eq(channel, value, out=torch.empty_like(value)) for channel in (r, g))
+    hue = (r - g).mul_(scale).add_(4).lerp_((b - r).mul_(scale).add_(2), green).lerp_((g - b).mul_(scale), red)
+    hue += 6 * shift.view(-1, 1, 1)
+    hue -= 6 * (hue / 6).floor_()
+    less = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), (hue - 4).abs_().sub_(1))
+    return torch.stack([value.addcmul(part.clamp_(0, 1), chroma, value=-1) for part in less], 1)
 
 # %% ../nbs/02_loading.ipynb #2cda3559
 GREY = (.299, .587, .114)  # weights of red, green and blue
@@ -440,14 +444,15 @@ def colour_jitter(
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
     x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    column = lambda values: values.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-    for step in order.unbind(1):
-        grey = sum(weight * x[:, channel:channel + 1] for channel, weight in enumerate(GREY))
-        other = grey * column((step == 2).float()) + grey.mean((2, 3), keepdim=True) * column((step == 1).float())
-        factor = column(factors.gather(1, step[:, None]).where(step[:, None] < 3, 1.))
-        x = other.lerp(x, factor).clamp_(0, 255)
-        hued = (step == 3).nonzero()[:, 0]
-        if len(hued): x[hued.to(x.device)] = _hue(x[hued.to(x.device)], factors[hued, 3].to(x.device))
+    grey, keep = torch.tensor(GREY), factors.gather(1, order).where(order < 3, 1.)
+    matrices = keep[..., None, None] * torch.eye(3) + ((1 - keep) * (order == 2))[..., None, None] * grey
+    to_mean = ((1 - keep) * (order == 1))[..., None, None] * grey
+    matrices, to_mean = (values.to(x.device, non_blocking=True) for values in (matrices, to_mean))
+    for step in range(4):
+        shift = to_mean[:, step] @ x.mean((2, 3))[..., None]
+        x = torch.baddbmm(shift, matrices[:, step], x.flatten(2)).clamp_(0, 255).view_as(x)
+        hued = (order[:, step] == 3).nonzero()[:, 0]
+        x[hued.to(x.device)] = _hue(x[hued.to(x.device)], factors[hued, 3].to(x.device))
     return x
 
 # %% ../nbs/02_loading.ipynb #9b0e3aca
@@ -569,7 +574,9 @@ def after_batch(self: BatchLoader, b):
     x, y = b
     steps = self.augment if self.shuffle else ()
     part = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
-    return torch.cat([normalise(augment_batch(few, steps, self.generator)) for few in x.split(part)]), y
+    out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    for few, place in zip(x.split(part), out.split(part)): normalise(augment_batch(few, steps, self.generator), place)
+    return out, y
 
 # %% ../nbs/02_loading.ipynb #613083bf
 class ArtLoaders(DataLoaders):

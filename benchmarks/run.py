@@ -9,12 +9,12 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np, torch, torchvision, fastai, timm, PIL
+import numpy as np, pandas as pd, torch, torchvision, fastai, timm, PIL
 from PIL import Image
 
 warnings.filterwarnings('ignore')
 from artinsight.data import index
-from artinsight.loading import (build_store, dataloaders, epoch_order, open_picture, pick_precision, squash, CHUNK)
+from artinsight.loading import build_store, dataloaders, epoch_order, open_picture, pick_precision, squash, Store, CHUNK
 from artinsight.sample import painted_sample
 from artinsight.study import EXPERIMENTS, build_model
 from artinsight.training import make_learner
@@ -36,11 +36,13 @@ def summary(rounds):
     "Median, and each round, of every contestant."
     return {name: {'median': statistics.median(values), 'rounds': [round(value, 4) for value in values]} for name, values in rounds.items()}
 
-def alternate(contestants, rounds):
-    "Run the contestants in turn, several times."
+def alternate(contestants, rounds, rest=0):
+    "Run the contestants in turn, several times, each after `rest` seconds in which the one before it comes to an end."
     results = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name, measure in contestants.items(): results[name].append(measure())
+        for name, measure in contestants.items():
+            time.sleep(rest)
+            results[name].append(measure())
     return summary(results)
 
 def loaders(root, store, args):
@@ -53,7 +55,8 @@ def loaders(root, store, args):
             made[name] = make(root, size, RECIPES[recipe], 64, **({'store_folder': store} if name == 'artinsight' else {}))
             next(iter(made[name]))
             first[name] = time.perf_counter() - begin
-        measured = alternate({name: partial(rate, loader, args.pictures, args.seconds) for name, loader in made.items()}, args.rounds)
+        # A peer's workers go on until their queues are full: let them, or they would take the next one's cores.
+        measured = alternate({name: partial(rate, loader, args.pictures, args.seconds) for name, loader in made.items()}, args.rounds, rest=1)
         del made
         fastest = max(value['median'] for name, value in measured.items() if name != 'artinsight')
         rows.append({'size': size, 'recipe': recipe, 'images_per_second': measured, 'first_batch_seconds': first,
@@ -221,6 +224,27 @@ def formats(root, store, args):
     say('reading 224 px: ' + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
     return {'images_per_second': measured, 'bytes_per_picture': {'uint8': 224 * 224 * 3, 'JPEG 95': float(np.mean([len(jpeg) for jpeg in jpegs]))}}
 
+def larger_than_memory(args):
+    "Batches of 64 at 224 px out of a store that does not fit beside a ballast: in the order of a training, and freely shuffled."
+    available = next(int(line.split()[1]) * 1024 for line in open('/proc/meminfo') if line.startswith('MemAvailable'))
+    with tempfile.TemporaryDirectory() as place:
+        frame = pd.DataFrame({'path': [f'{i}.jpg' for i in range(args.large)], 'class': 'human_baroque'})
+        store = Store(Path(place), 224, frame)
+        store.frame, store.slots = frame, np.arange(len(frame))
+        noise = np.random.default_rng(0).integers(0, 256, 64 * store.picture_bytes, np.uint8).tobytes()
+        with open(store.file, 'wb') as file:
+            for i in range(0, len(frame), 64): file.write(noise[:min(64, len(frame) - i) * store.picture_bytes])
+        forget(store.file)
+        ballast = np.ones(max(available - args.memory, 0), np.uint8)
+        loader, free = (dataloaders(store, range(len(frame)), range(64), device='cpu').train for _ in range(2))
+        free.dataset.chunk = 1
+        def read(loader):
+            forget(store.file)
+            return rate(loader, len(frame), args.large_seconds)
+        measured = alternate({'as in training': partial(read, loader), 'freely shuffled': partial(read, free)}, args.rounds)
+        say(f"a store of {store.bytes / 1e9:.1f} GB in {(available - len(ballast)) / 1e9:.1f} GB: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
+        return {'store_bytes': store.bytes, 'memory_bytes': available - len(ballast), 'images_per_second': measured}
+
 GROWTH = '''
 import json, resource, sys, time
 from artinsight.data import index
@@ -264,26 +288,32 @@ def about():
     return {'date': time.strftime('%Y-%m-%d'), 'device': name or platform.machine(), 'cores': os.cpu_count(), 'capability': torch.backends.cpu.get_cpu_capability(),
             'commit': told.stdout.strip() + '+' * bool(changed.stdout.strip()), 'versions': {'python': platform.python_version(), **versions}}
 
+def device_name(result):
+    "For the names of files: processor and cores."
+    return ''.join(c if c.isalnum() else '-' for c in result['device'].lower()).strip('-') + f"-{result['cores']}-cores"
+
 def main():
     parser = argparse.ArgumentParser(description='artinsight beside its peers')
     parser.add_argument('--full', action='store_true', help='more rounds and pictures')
-    parser.add_argument('--parts', nargs='+', default=['loaders', 'epochs', 'precisions', 'building', 'formats', 'growth'], help='which parts to run')
+    parts = ['loaders', 'epochs', 'precisions', 'building', 'formats', 'growth']
+    parser.add_argument('--parts', nargs='+', help=f'which parts to run: {" ".join(parts)}, and larger_than_memory, which needs 20 GB of disk and --full to run by itself')
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     args = parser.parse_args()
+    args.parts = args.parts or parts + ['larger_than_memory'] * args.full
     quick = dict(rounds=3, pictures=768, seconds=1, epoch_32=384, epoch_224=64, growth=(1000, 10000))
     full = dict(rounds=5, pictures=8192, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
     for name, value in (full if args.full else quick).items(): setattr(args, name, value)
+    args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 30  # the study's pictures at 224 px, and a Colab's memory
     root = painted_sample() / 'train'
     result = {**about(), 'data': 'painted sample', 'rounds': args.rounds, 'full': args.full, 'threads': torch.get_num_threads()}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as store:
         needs = {'loaders': (root, store, args), 'epochs': (root, store, args), 'precisions': (args,), 'building': (root, args),
-                 'formats': (root, store, args), 'growth': (root, args)}
+                 'formats': (root, store, args), 'growth': (root, args), 'larger_than_memory': (args,)}
         for part in args.parts: result[part] = globals()[part](*needs[part])
     result['seconds'] = time.perf_counter() - begin
-    device = ''.join(c if c.isalnum() else '-' for c in result['device'].lower()).strip('-')
     args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / f"{result['date']}-{device}-{result['cores']}-cores.json"
+    file = args.results / f"{result['date']}-{device_name(result)}.json"
     file.write_text(json.dumps(result, indent=1) + '\n')
     say(f"{result['seconds']:.0f} s, figures in {file}")
     print(json.dumps({'loaders': {f"{row['size']} {row['recipe']}": round(row['ratio'], 1) for row in result.get('loaders', [])},
