@@ -16,7 +16,7 @@ report: setup
 test: setup
 	$(PAGES) check
 	@$(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS=$(CURDIR)/runs nbdev_test --n_workers 2 --do_print
-	@$(IN_VENV) python -m pytest -q tests
+	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
 
 # ourselves beside the peers, in one run
 bench: setup

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,8 +64,10 @@ def runs(sample):
             code.update(module.read_bytes())
     cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home()/'.cache/artinsight')
     folder = cache/'test-runs'/code.hexdigest()[:16]
-    done = subprocess.run(['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none'],
-                          capture_output=True, text=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
+        done = subprocess.run(['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none'],
+                              capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
