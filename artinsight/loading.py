@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSION', 'MEAN', 'STD', 'AUGMENTATIONS', 'DEGREES',
-           'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'CACHE', 'PRECISIONS', 'BadPicture',
-           'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores', 'build_store', 'normalise',
-           'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch', 'epoch_order', 'Pictures',
-           'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16', 'pick_precision']
+           'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'CPU', 'CACHE', 'PRECISIONS',
+           'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores',
+           'build_store', 'normalise', 'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch',
+           'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16',
+           'pick_precision']
 
 # %% ../nbs/02_loading.ipynb #a6c40e19
 import errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
@@ -492,6 +493,8 @@ def epoch_order(
     return np.concatenate([draw.permutation(order[i:i + pool]) for i in range(0, n, pool)])
 
 # %% ../nbs/02_loading.ipynb #a642e0a1
+CPU = torch.device('cpu')
+
 class Pictures:
     "Rows of a store with their class numbers: the data set behind a `BatchLoader`."
     vocab = CLASSES
@@ -503,7 +506,7 @@ class Pictures:
     def __len__(self): return len(self.slots)
     def __getitem__(self, i): return self.batch([i])[0][0], self.targets[i]
 
-    def batch(self, places, device=torch.device('cpu')):
+    def batch(self, places, device=CPU):
         "uint8 pictures and targets on `device`; a GPU keeps all pictures if a quarter of its free memory holds them."
         store, slots, y = self.store, self.slots[places], self.targets[places]
         if device.type == 'cuda' and (device in store.kept or store.bytes < torch.cuda.mem_get_info(device)[0] / 4):

@@ -11,7 +11,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18 as torchvision_resnet18

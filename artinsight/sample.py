@@ -14,7 +14,7 @@ __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'AC
            'artinsight_sample']
 
 # %% ../nbs/01_sample.ipynb #6b740dcc
-import os, sys, zlib
+import sys, zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache

@@ -6,6 +6,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_console_scripts_exist_and_explain_themselves(script):
     module, _, function = place.partition(':')
     assert callable(getattr(importlib.import_module(module), function))
     done = subprocess.run([name, '--help'], capture_output=True, text=True)
-    assert done.returncode == 0 and 'usage' in done.stdout.lower()
+    assert done.returncode == 0 and 'usage' in done.stdout.lower() and 'Warning' not in done.stderr
 
 
 def test_each_number_is_given_once():
@@ -112,6 +113,11 @@ def test_workflows_run_what_the_readme_names():
     assert any('.ci/run' in str(step) for step in test['jobs']['test']['steps'])
     assert 'make test' in (ROOT/'.ci/run').read_text() and 'nbdev_test' in (ROOT/'Makefile').read_text()
     assert any('nbdev_docs' in str(step) for step in deploy['jobs']['site']['steps'])
+
+
+def test_the_package_has_no_fault_that_ruff_knows():
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', 'artinsight'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.fixture
