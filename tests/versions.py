@@ -3,9 +3,10 @@
     python tests/versions.py [--python 3.12 ...] [--set development|newest ...] [TEST...]
 
 Each pair gets an environment of its own (in the temporary folder, with uv; kept for the next time), artinsight installed into
-it from a copy of this checkout, and runs the tests named in TESTS. Prints a table; exits 1 if one failed.
+it from a copy of this checkout, and runs the tests named in TESTS. Prints a table, keeps it in benchmarks/results/DATE-versions.json
+(where pairs of an earlier call on that day stay); exits 1 if one failed.
 """
-import argparse, json, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, re, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from colab import REPO, copy_of_checkout, interpreter, uv_program
 
 HOME = Path(tempfile.gettempdir())/'artinsight-versions'
 PYTHONS, SETS = ('3.10', '3.11', '3.12', '3.13'), ('development', 'newest')
-TESTS = ['test_data_names.py', 'test_download.py', 'test_faults.py']
+TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study')]
 TOOLS = ['pytest', 'hypothesis', 'pip']
 NEWEST = ['fastai>=2.8.7', 'fastcore>=2', 'pandas>=3', 'torch', 'torchvision']     # pandas 3 wants Python 3.11
 SHOWN = ('torch', 'fastai', 'fastcore', 'pandas', 'numpy')
@@ -50,6 +51,13 @@ def test(python, copy, tests):
     (python.parent.parent/'pytest.log').write_text(done.stdout + done.stderr)
     return re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1]), time.perf_counter() - begin
 
+def keep(row):
+    "Write a row into today's record, in place of an earlier one of the same pair."
+    file = REPO/f'benchmarks/results/{datetime.date.today()}-versions.json'
+    rows = json.loads(file.read_text())['rows'] if file.exists() else []
+    rows = sorted([old for old in rows if (old['python'], old['set']) != (row['python'], row['set'])] + [row], key=lambda row: (row['python'], row['set']))
+    file.write_text(json.dumps({'date': str(datetime.date.today()), 'what': 'the quick tests on other versions', 'rows': rows}, indent=1) + '\n')
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('tests', nargs='*', default=TESTS)
@@ -66,7 +74,9 @@ def main():
                 found = json.loads(subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True).stdout)
                 said, seconds = test(python, copy, args.tests)
             except subprocess.CalledProcessError as error: found, said, seconds = {}, 'not to be had: ' + ' '.join(error.stderr.split())[:300], 0
-            bad += not re.fullmatch(r'\d+ passed.*', said) or 'failed' in said
+            passed = bool(re.fullmatch(r'\d+ passed.*', said)) and 'failed' not in said and 'error' not in said
+            bad += not passed
+            keep({'python': version, 'set': kind, 'passed': passed, 'said': said if passed else said.partition(':')[0], 'tests': args.tests, 'versions': found, 'seconds': round(seconds)})
             print(f'{version:8}{kind:13}' + ''.join(f"{found.get(name, '-'):16}" for name in SHOWN) + f'{said} ({seconds:.0f} s)', flush=True)
     sys.exit(bool(bad))
 
