@@ -113,29 +113,39 @@ def epochs(root, store, args):
         say(f"epoch of {experiment.name}: plain {measured['plain']['median']:.0f}/s, ours {measured['artinsight']['median']:.0f}/s, ratio {rows[-1]['ratio']:.2f}")
     return rows
 
+def stepper(size, n, precision, train, compiled=False):
+    "A function that takes one step of ResNet18 on a synthetic batch, and the seconds that its first call took."
+    x, y = torch.randn(n, 3, size, size).to(memory_format=torch.channels_last), torch.randint(0, 20, (n,))
+    model = precision.prepare(torchvision.models.resnet18(num_classes=20).train(train))
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    called = torch.compile(model) if compiled else model
+    def step():
+        with precision.context('cpu'), torch.set_grad_enabled(train): loss = torch.nn.functional.cross_entropy(called(x).float(), y)
+        if train:
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    begin = time.perf_counter()
+    step()
+    return step, time.perf_counter() - begin
+
+def steps_a_second(step):
+    begin = time.perf_counter()
+    for _ in range(3): step()
+    return 3 / (time.perf_counter() - begin)
+
 def precisions(args):
-    "Training and inference of ResNet18 at each size and precision, on synthetic batches."
+    "Training and inference of ResNet18 at each size and precision, and with --full compiled, on synthetic batches."
     from artinsight.loading import PRECISIONS
     rows = []
     for size, n in ((32, 64), (224, 8)):
-        x, y = torch.randn(n, 3, size, size).to(memory_format=torch.channels_last), torch.randint(0, 20, (n,))
-        def measure(precision, train):
-            model = precision.prepare(torchvision.models.resnet18(num_classes=20).train(train))
-            optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
-            def step():
-                with precision.context('cpu'), torch.set_grad_enabled(train): loss = torch.nn.functional.cross_entropy(model(x).float(), y)
-                if train:
-                    loss.backward()
-                    optimiser.step()
-                    optimiser.zero_grad()
-            step()
-            begin = time.perf_counter()
-            for _ in range(3): step()
-            return 3 * n / (time.perf_counter() - begin)
         for train in (True, False):
-            names = [name for name in PRECISIONS if not name.startswith('fp16')]
-            measured = alternate({name: partial(measure, PRECISIONS[name], train) for name in names}, args.rounds)
-            rows.append({'size': size, 'training': train, 'images_per_second': measured, 'picked': pick_precision('cpu', size).name})
+            picked = pick_precision('cpu', size)
+            made = {name: stepper(size, n, PRECISIONS[name], train) for name in PRECISIONS if not name.startswith('fp16')}
+            if args.full: made['picked, compiled'] = stepper(size, n, picked, train, True)
+            measured = alternate({name: partial(lambda step: n * steps_a_second(step), step) for name, (step, _) in made.items()}, args.rounds)
+            rows.append({'size': size, 'training': train, 'images_per_second': measured, 'picked': picked.name,
+                         'first_step_seconds': {name: seconds for name, (_, seconds) in made.items()}})
             say(f"{'training' if train else 'inference'} at {size} px: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
     return rows
 
