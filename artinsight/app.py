@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['ACCURACY', 'COLUMNS', 'FIGURES', 'LIMITS', 'USE', 'LICENCE', 'HUB_APP', 'EXPORTS', 'MAX_BYTES', 'MAX_UPLOAD_PIXELS',
            'MAX_WORK', 'MAX_FILES', 'CSS', 'FADE', 'MADE', 'HINT', 'calibration', 'soften', 'Run', 'load_run',
-           'list_images', 'to_pixels', 'as_batch', 'collect', 'read_batches', 'verdicts', 'words', 'line', 'report_bad',
-           'artinsight_predict', 'free_name', 'explain_files', 'write_explanation', 'artinsight_explain', 'warning',
-           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card', 'Pixels', 'need', 'describe_input',
-           'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'check_export', 'to_hub', 'export_run',
-           'artinsight_export', 'open_upload', 'data_uri', 'bar', 'verdict_html', 'overlay_html', 'problem_html',
-           'Neighbours', 'nearest_html', 'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload',
-           'example_pictures', 'build_app', 'one_picture', 'serve', 'artinsight_app']
+           'list_images', 'to_pixels', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words', 'line', 'report_bad',
+           'artinsight_predict', 'free_name', 'explain_files', 'explain_some', 'artinsight_explain', 'warning',
+           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card', 'write_card', 'Pixels', 'need',
+           'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'all_probs', 'check_export',
+           'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export', 'open_upload', 'data_uri',
+           'bar', 'verdict_html', 'overlay_html', 'problem_html', 'Neighbours', 'nearest_html', 'predict_uploads',
+           'contact_sheet', 'batch_html', 'answer_upload', 'example_pictures', 'build_app', 'one_picture', 'serve',
+           'artinsight_app']
 
 # %% ../nbs/11_app.ipynb #app-003
-import base64, glob, html, io, os, shutil, signal, sys, tempfile, time
-from collections import deque
+import base64, glob, html, io, logging, os, shutil, signal, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module, metadata
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
+from threading import get_ident
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import chunked, num_cpus, patch
@@ -29,13 +31,14 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 
 # %% ../nbs/11_app.ipynb #app-004
+from .audit import limits
 from .data import CLASSES, ORIGINS, PICTURE_ENDINGS, STYLES, atomic_write, choose, console, fingerprint, index
 from .evaluation import choose_threshold, fit_temperature, load
-from .gradcam import explain as explain_pixels, explanation_figure, overlay
+from .gradcam import explain as explain_pixels, explanation_picture, overlay
 from .loading import SQUASH, BadPicture, decode, normalise, open_picture, squash, to_rgb
 from .sample import painted_sample
 from .study import load_model
-from .training import read_record
+from .training import load_predictions, read_record
 
 # %% ../nbs/11_app.ipynb #app-010
 def calibration(
@@ -123,34 +126,31 @@ def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
     return torch.tensor(to_pixels(image, size)).permute(2, 0, 1)[None]
 
 # %% ../nbs/11_app.ipynb #app-023
-def collect(
-    images: list,
-    futures: list,  # of pixels or of a problem, one an image
+def read_some(
+    images,  # as `list_images` gives them
     size: int,  # pixels
-) -> tuple:  # images, pixels uint8 (good ones, 3, size, size), problem of each ('' for a good one)
-    "Wait for a batch."
-    results = [future.result() for future in futures]
-    good = [o for o in results if not isinstance(o, str)]
-    pixels = np.stack(good) if good else np.zeros((0, size, size, 3), np.uint8)
-    return images, torch.from_numpy(pixels).permute(0, 3, 1, 2), [o if isinstance(o, str) else '' for o in results]
+) -> tuple:  # pixels uint8 (good ones, 3, size, size), problem of each ('' for a good one)
+    "Decode a batch."
+    pixels, problems = [np.zeros((0, size, size, 3), np.uint8)], []
+    for image in images:
+        try: pixels.append(to_pixels(image, size)[None])
+        except BadPicture as bad: problems.append(bad.reason)
+        else: problems.append('')
+    return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2), problems
 
 # %% ../nbs/11_app.ipynb #app-024
-def read_batches(
-    images: list,  # as `list_images` gives them
-    size: int,  # pixels
-    batch_size: int = 64,
+def in_batches(
+    do,  # from a list to a result
+    items: list,
+    size: int,  # of a batch, at most
     workers: int | None = None,  # threads; None: one a core
 ):
-    "Yield what `collect` returns, batch after batch, decoding two batches ahead."
-    def read(image):
-        try: return to_pixels(image, size)
-        except BadPicture as bad: return bad.reason
-    with ThreadPoolExecutor(workers or num_cpus()) as pool:
-        waiting = deque()
-        for batch in chunked(images, batch_size):
-            waiting.append((batch, [pool.submit(read, image) for image in batch]))
-            if len(waiting) > 2: yield collect(*waiting.popleft(), size)
-        while waiting: yield collect(*waiting.popleft(), size)
+    "Yield `do(batch)` for batch after batch, in order."
+    workers, threads = workers or num_cpus(), torch.get_num_threads()
+    batches = list(chunked(items, max(1, min(size, -(-len(items) // workers)))))
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(do, batches)
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/11_app.ipynb #app-026
 def verdicts(
@@ -158,7 +158,7 @@ def verdicts(
     threshold: float | None = None,  # probability of the class under which an answer is unsure; None: always
 ) -> list:  # a dict a picture
     "What the probabilities say, in the words of a table."
-    joint = probs.reshape(-1, 2, 10)
+    joint = probs.reshape(len(probs), 2, 10)
     styles, ai, best = joint.sum(1), joint.sum(2)[:, 0], probs.argmax(1)
     return [{'class': CLASSES[best[i]], 'probability': float(probs[i, best[i]]), 'style': STYLES[styles[i].argmax()],
              'origin': ORIGINS[int(ai[i] < .5)], 'AI': float(ai[i]), 'unsure': threshold is None or bool(probs[i, best[i]] < threshold),
@@ -177,30 +177,25 @@ def probs(self: Run,
 # %% ../nbs/11_app.ipynb #app-028
 @patch
 def predict_some(self: Run,
-    images: list,  # as `list_images` gives them
+    images,  # as `list_images` gives them
 ) -> list:  # a dict a picture
-    "Decode and judge one batch in one thread."
-    (_, pixels, problems), = read_batches(images, self.size, len(images), 1)
-    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold']) if len(pixels) else [])
+    "Decode and judge one batch."
+    pixels, problems = read_some(images, self.size)
+    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold']))
     return [{**({} if problem else next(answers)), 'problem': problem} for problem in problems]
 
 # %% ../nbs/11_app.ipynb #app-029
 @patch
 def predict(self: Run,
     images,  # as `list_images` takes them
-    batch_size: int = 64,
+    batch_size: int | None = None,  # None: 256 small pictures, 32 of 64 px and more
     workers: int | None = None,  # threads, which decode and compute; None: one a core
 ) -> pd.DataFrame:  # a row a picture, in order; `problem` says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done."
-    images, workers, threads = list_images(images), workers or num_cpus(), torch.get_num_threads()
-    batches = list(chunked(images, max(1, min(batch_size, -(-len(images) // workers)))))
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            rows = [row for part in pool.map(self.predict_some, batches) for row in part]
-    finally: torch.set_num_threads(threads)
+    images = list_images(images)
+    answers = [row for some in in_batches(self.predict_some, images, batch_size or (256 if self.size < 64 else 32), workers) for row in some]
     names = (str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}' for i, image in enumerate(images))
-    rows = [{'path': name, **row} for name, row in zip(names, rows)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame([{'path': name, **answer} for name, answer in zip(names, answers)], columns=COLUMNS)
 
 # %% ../nbs/11_app.ipynb #app-030
 def words(name): return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
@@ -257,35 +252,31 @@ def free_name(
 # %% ../nbs/11_app.ipynb #app-043
 def explain_files(
     run: Run,
-    images,  # as `list_images` takes them
+    images,  # paths, folders or globs
     out,  # folder for PNG and JSON files, made if need be
     target: str | None = None,  # see `Run.explain`
     layer: str | None = None,  # see `Run.explain`
 ) -> pd.DataFrame:  # a row a picture: path, name (of its two files), problem
     "Explain picture after picture; ValueError as `Run.explain`, before anything is written."
-    rows, taken, out = [], set(), Path(out)
     run.explain(torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8), target, layer)
+    taken, out = set(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for batch, pictures, problems in read_batches(list_images(images), SQUASH, 32):
-        good = [image.permute(1, 2, 0).numpy() for image in pictures]
-        seen = torch.from_numpy(np.array([to_pixels(image, run.size) for image in good])).permute(0, 3, 1, 2) if good else None
-        answers = iter(zip(good, run.explain(seen, target, layer)) if good else [])
-        for path, problem in zip(batch, problems):
-            rows.append({'path': str(path), 'name': '' if problem else free_name(path, taken), 'problem': problem})
-            if not problem: write_explanation(out, rows[-1]['name'], path, *next(answers))
-    return pd.DataFrame(rows)
+    named = [(path, free_name(path, taken)) for path in list_images(images)]
+    rows = in_batches(partial(explain_some, run, out, target, layer), named, 32)
+    return pd.DataFrame([row for some in rows for row in some], columns=['path', 'name', 'problem'])
 
 # %% ../nbs/11_app.ipynb #app-044
-def write_explanation(
-    out: Path,  # folder
-    name: str,  # of the files, without ending
-    path,  # of the picture
-    image: np.ndarray,  # uint8 (h, w, 3)
-    answer: dict,  # of `Run.explain`
-):
-    "A picture's PNG and JSON files."
-    with atomic_write(out / f'{name}.png') as unfinished: explanation_figure(image, answer).savefig(unfinished, format='png', dpi=100)
-    with atomic_write(out / f'{name}.json') as unfinished: unfinished.write_text(dumps({'path': str(path), **answer}, indent=1))
+def explain_some(run: Run, out: Path, target, layer, named: list) -> list:
+    "Explain one batch of (path, name); see `explain_files`."
+    pictures, problems = read_some([path for path, _ in named], SQUASH)
+    pictures = [picture.permute(1, 2, 0).numpy() for picture in pictures]
+    answers = zip(pictures, run.explain(read_some(pictures, run.size)[0], target, layer) if pictures else [])
+    for (path, name), problem in zip(named, problems):
+        if problem: continue
+        picture, answer = next(answers)
+        with atomic_write(out / f'{name}.png') as unfinished: explanation_picture(picture, answer).save(unfinished, 'PNG')
+        with atomic_write(out / f'{name}.json') as unfinished: unfinished.write_text(dumps({'path': str(path), **answer}, indent=1))
+    return [{'path': str(path), 'name': '' if problem else name, 'problem': problem} for (path, name), problem in zip(named, problems)]
 
 # %% ../nbs/11_app.ipynb #app-045
 @console(many='images')
@@ -328,9 +319,16 @@ def figures_table(
     rows = [f"| {meaning} (`{name}`) | {figures[name]:.1%}{f' ({low:.1%} to {high:.1%})' if name == 'accuracy' else ''} |" for name, meaning in FIGURES.items()]
     return '\n'.join([f"| on {figures['n']:,} test pictures | |", '|---|---|', *rows])
 
-def audit_text(audit) -> str:
-    "What an audit found, as a list."
-    return '\n'.join(f"- {name.replace('_', ' ')}: {value}" for name, value in audit.items() if isinstance(value, (str, int, float, bool)))
+# %% ../nbs/11_app.ipynb #app-053b
+def audit_text(
+    run,  # a run's folder
+) -> str:  # Markdown
+    "What the run's audit found, if it had one."
+    file = Path(run) / 'audit.json'
+    if not file.is_file(): return f'This run has not been audited: `artinsight_audit {Path(run).name}` looks for shortcuts, twins, and damage that it cannot bear.'
+    try: found = limits(loads(file.read_text(encoding='utf-8')))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError): return f'Its audit.json cannot be read: `artinsight_audit {Path(run).name}` writes it anew.'
+    return '\n'.join(["An audit of this run found that it can't be trusted with", '', *(f'- {words}' for words in found)])
 
 # %% ../nbs/11_app.ipynb #app-054
 def recipe_table(
@@ -358,18 +356,22 @@ authenticating art, or for anything that touches somebody's rights or reputation
 LICENCE = "Code and weights: Apache-2.0. The training pictures keep their own licences; see the data set's page."
 
 def card(
-    record: dict,  # a run record
-    audit: dict | None = None,  # an audit of the run: its plain values are listed
-    calibration: dict | None = None,  # of a `Run`
+    run: Run,
 ) -> str:  # Markdown
-    "A model card."
+    "A model card, from the run's record and audit."
+    record, told = run.record, warning(run.record)
     counts = ', '.join(f"{sum(kinds.values()):,} for {part}" for part, kinds in record['data'].get('counts', {}).items())
-    note = f'> **{warning(record)}**\n\n' if warning(record) else ''
-    about = f'{note}Sorts a picture of an artwork into ten styles and two origins, human or AI: {len(CLASSES)} classes.'
     split = 'No artist, and no batch of AI pictures, stands on both sides of the validation split.' if record['experiment']['split_by'] == 'group' else ''
-    parts = {'How well it does': figures_table(record['test']) + '\n\n' + (confidence(calibration) if calibration else ''), 'Data': f"{record['data']['name']}: {counts}. {split}",
-             'Recipe': recipe_table(record), 'Use': USE, 'Limits': f'{LIMITS}\n{audit_text(audit or {})}', 'Licence': LICENCE}
-    return f"# {record['experiment']['name']}: art style and origin\n\n{about}\n" + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items())
+    parts = {'How well it does': figures_table(record['test']) + '\n\n' + confidence(run.calibration), 'Data': f"{record['data']['name']}: {counts}. {split}",
+             'Recipe': recipe_table(record), 'Use': USE, 'Limits': f'{LIMITS}\n\n{audit_text(run.path)}', 'Licence': LICENCE}
+    about = f'Sorts a picture of an artwork into ten styles and two origins, human or AI: {len(CLASSES)} classes.'
+    return f"# {record['experiment']['name']}: art style and origin\n\n{f'> **{told}**' if told else ''}\n\n{about}\n" + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items())
+
+# %% ../nbs/11_app.ipynb #app-055b
+def write_card(run: Run) -> Path:
+    "Write the card as `model_card.md` into the run's folder."
+    with atomic_write(run.path / 'model_card.md') as unfinished: unfinished.write_text(card(run), encoding='utf-8')
+    return run.path / 'model_card.md'
 
 # %% ../nbs/11_app.ipynb #app-058
 class Pixels(nn.Module):
@@ -413,9 +415,11 @@ def to_onnx(
 
 # %% ../nbs/11_app.ipynb #app-062
 def from_onnx(path):
-    "A function from uint8 pictures (n, 3, size, size) to probabilities (n, 20), run by ONNX Runtime."
+    "A function from uint8 pictures (n, 3, size, size) to probabilities (n, 20), run by ONNX Runtime with as many threads as PyTorch has."
     ort, = need('export', 'onnxruntime')
-    session = ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return lambda pictures: session.run(None, {'pictures': pictures.numpy()})[0]
 
 # %% ../nbs/11_app.ipynb #app-063
@@ -449,17 +453,69 @@ def speed(
     return max(once() for _ in range(repeats + 1))
 
 # %% ../nbs/11_app.ipynb #app-065
+def all_probs(
+    model,  # from pictures to probabilities
+    pictures: torch.Tensor,  # uint8 (n, 3, size, size)
+) -> np.ndarray:  # (n, 20)
+    "What a model says, batch after batch."
+    return np.concatenate([model(some.contiguous()) for some in pictures.split(64)])
+
 def check_export(
     run: Run,
-    answer,  # the export: from uint8 pictures to probabilities
+    export,  # from uint8 pictures to probabilities
     pictures: torch.Tensor,  # uint8 (n, 3, size, size)
-) -> dict:  # for export.json
+) -> dict:  # for the export's record
     "Compare an export with its run: answers and speed."
-    ours, theirs = run.probs(pictures), answer(pictures)
-    batches = {'batch_1': pictures[:1].contiguous(), 'batch_64': pictures[:64].contiguous()}
+    ours, theirs = all_probs(run.probs, pictures), all_probs(export, pictures)
+    batches = {f'batch_{n}': pictures[:n].contiguous() for n in (1, 64)}
     return {'pictures': len(pictures), 'same_top_class': float((ours.argmax(1) == theirs.argmax(1)).mean()), 'largest_difference': float(np.abs(ours - theirs).max()),
             'threads': torch.get_num_threads(), 'torch_images_per_second': {name: speed(run.probs, some) for name, some in batches.items()},
-            'export_images_per_second': {name: speed(answer, some) for name, some in batches.items()}}
+            'export_images_per_second': {name: speed(export, some) for name, some in batches.items()}}
+
+# %% ../nbs/11_app.ipynb #app-065c
+def quantize(
+    file: Path,  # an ONNX file
+    out: Path,  # file to write
+    pictures: torch.Tensor,  # uint8 (n, 3, size, size), to learn ranges from
+):
+    "Write an ONNX file with 8 bit weights and activations."
+    quantization, = need('export', 'onnxruntime.quantization')
+    batches = iter([{'pictures': some.numpy()} for some in pictures.split(32)])
+    reader = SimpleNamespace(get_next=lambda: next(batches, None))
+    logging.disable(logging.WARNING)  # it advises steps that `torch.onnx.export` has done already
+    try:
+        with atomic_write(out) as unfinished: quantization.quantize_static(str(file), str(unfinished), reader, per_channel=True)
+    finally: logging.disable(logging.NOTSET)
+
+# %% ../nbs/11_app.ipynb #app-065e
+def read_rows(
+    run: Run,
+    frame: pd.DataFrame,  # an index
+    paths,  # of some of its pictures
+) -> tuple:  # as `read_some`
+    "Read pictures of a data set as a run sees them."
+    parts = list(in_batches(partial(read_some, size=run.size), [f"{frame.attrs['root']}/{path}" for path in paths], 64))
+    return torch.cat([pixels for pixels, _ in parts]), [problem for _, problems in parts for problem in problems]
+
+# %% ../nbs/11_app.ipynb #app-065d
+def to_int8(
+    run: Run,
+    folder: Path,  # which holds model.onnx
+    frame: pd.DataFrame,  # an index: the run's own data set, or nothing is written
+) -> dict:  # for the export's record
+    "Write `model-int8.onnx`, unless it loses a point of accuracy on the run's validation pictures."
+    if fingerprint(frame) != run.record['data'].get('index_sha256'): return {'kept': False, 'why': 'the pictures that the run was validated on are not here: name their folder with --data'}
+    ids, targets, _ = load_predictions(run.path, 'validation')
+    some, file = np.random.default_rng(0).permutation(len(ids))[:2000], folder / 'model-int8.onnx'
+    others = frame[(frame.split == 'train') & ~frame.path.isin(ids)].path
+    quantize(folder / 'model.onnx', file, read_rows(run, frame, others.sample(min(128, len(others)), random_state=0))[0])
+    pictures, problems = read_rows(run, frame, ids[some])
+    right = {name: all_probs(from_onnx(folder / f'{name}.onnx'), pictures).argmax(1) == targets[some][np.array(problems) == ''] for name in ('model', 'model-int8')}
+    lost = float(right['model'].mean() - right['model-int8'].mean())
+    found = {'kept': lost < .01, 'lost': lost, 'validation_pictures': len(pictures), 'file': file.name, 'bytes': file.stat().st_size,
+             'images_per_second': speed(from_onnx(file), pictures[:64].contiguous())}
+    if lost >= .01: file.unlink()
+    return found
 
 # %% ../nbs/11_app.ipynb #app-066
 HUB_APP = 'from artinsight.app import load_run, serve\n\nserve(load_run("."), server_name="0.0.0.0")\n'
@@ -474,12 +530,13 @@ def to_hub(
     head = f"---\ntitle: artinsight {record['experiment']['name']}\nlicense: apache-2.0\nlibrary_name: artinsight\npipeline_tag: image-classification\ntags: {tags}\nsdk: gradio\napp_file: app.py\nemoji: 🖼️\n---\n\n"
     config = {'architecture': record['experiment']['model'], 'num_classes': len(CLASSES), 'label_names': CLASSES, 'image_size': run.size,
               'id2label': dict(enumerate(CLASSES)), **{name: value for name, value in describe_input(run).items() if name in ('input', 'output')}}
-    files = {'README.md': head + card(record, calibration=run.calibration), 'record.json': dumps(record, indent=1), 'config.json': dumps(config, indent=1),
+    files = {'README.md': head + card(run), 'record.json': dumps(record, indent=1), 'config.json': dumps(config, indent=1),
              'app.py': HUB_APP, 'requirements.txt': f'artinsight[app]>={version}\n'}
     with atomic_write(out) as unfinished:
         unfinished.mkdir()
         for name, text in files.items(): (unfinished / name).write_text(text, encoding='utf-8')
-        shutil.copy(run.path / 'model.safetensors', unfinished)
+        for name in ('model.safetensors', 'audit.json'):
+            if (run.path / name).is_file(): shutil.copy(run.path / name, unfinished)
 
 # %% ../nbs/11_app.ipynb #app-067
 EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to_torch, from_torch)}
@@ -487,18 +544,20 @@ EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to
 def export_run(
     run: Run,
     to: str,  # onnx or torch
-    pictures: torch.Tensor,  # uint8 (n, 3, size, size), to compare on
+    frame: pd.DataFrame,  # an index, on whose test pictures the export is compared
     out=None,  # folder; None: the run's
-) -> dict:  # what was found, as in export.json
+) -> dict:  # what was found, as in export-onnx.json
     "Write an export and its record; ValueError where its answers are not the run's."
     if to not in EXPORTS: raise ValueError(f"--to is {', '.join(EXPORTS)} or hub, not {to!r}")
     (name, write, read), out = EXPORTS[to], Path(out or run.path)
     out.mkdir(parents=True, exist_ok=True)
     write(run, out / name)
-    found = {'file': name, 'bytes': (out / name).stat().st_size, **check_export(run, read(out / name), pictures)}
+    pictures, _ = read_rows(run, frame, frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200])
+    found = {'file': name, 'bytes': (out / name).stat().st_size, 'compared_on': frame.attrs['name'], **check_export(run, read(out / name), pictures)}
     if found['same_top_class'] < 1 or found['largest_difference'] > 1e-3:
         (out / name).unlink()
         raise ValueError(f"the {to} export answers differently (by {found['largest_difference']:.2g}): nothing was kept")
+    if to == 'onnx': found['int8'] = to_int8(run, out, frame)
     with atomic_write(out / f'export-{to}.json') as unfinished: unfinished.write_text(dumps(found, indent=1))
     return found
 
@@ -506,20 +565,18 @@ def export_run(
 @console
 def artinsight_export(
     run: str,  # a run's folder
-    to: str = 'onnx',  # onnx, torch or hub
+    to: str = 'onnx',  # onnx (with an 8 bit version, if that loses less than a point), torch or hub
     out: str = None,  # folder (default: the run's, or RUN/hub)
-    data: str = None,  # data set whose test pictures the export is compared on (default: a small painted sample)
+    data: str = None,  # data set to compare on (default: $ARTINSIGHT_DATA, else the painted sample)
 ):
-    "Write a run for other programs, compared with the run itself."
+    "Write a run for other programs, compared with the run itself; and its model card."
     opened = load_run(run)
+    write_card(opened)
     if to == 'hub':
         to_hub(opened, out or opened.path / 'hub')
         return print(out or opened.path / 'hub')
-    root = data or painted_sample(2, 7)
-    frame = index(root)
-    paths = [f"{frame.attrs['root']}/{path}" for path in frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200]]
-    pictures = torch.cat([pixels for _, pixels, _ in read_batches(paths, opened.size)])
-    print(dumps({'compared_on': frame.attrs['name'], **export_run(opened, to, pictures, out)}, indent=1))
+    root = data or os.environ.get('ARTINSIGHT_DATA') or (painted_sample() if opened.record['data']['name'] == 'painted sample' else painted_sample(2, 7))
+    print(dumps(export_run(opened, to, index(root), out), indent=1))
 
 # %% ../nbs/11_app.ipynb #app-074
 MAX_BYTES, MAX_UPLOAD_PIXELS, MAX_WORK, MAX_FILES = 20_000_000, 40_000_000, 800_000_000, 500
@@ -613,8 +670,10 @@ def features(self: Run,
     pixels: torch.Tensor,  # uint8 (n, 3, size, size)
 ) -> np.ndarray:  # (n, features), each of length 1
     "What enters the last layer."
-    kept, last = [], [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)][-1]
-    handle = last.register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
+    kept, thread, last = [], get_ident(), [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)][-1]
+    def keep(layer, inputs):
+        if get_ident() == thread: kept.append(inputs[0])
+    handle = last.register_forward_pre_hook(keep)
     try: self.probs(pixels)
     finally: handle.remove()
     return nn.functional.normalize(kept[0].flatten(1), dim=1).cpu().numpy()
@@ -630,13 +689,10 @@ class Neighbours:
         whole = index(data)
         frame, trained_on = choose(whole, per_style), fingerprint(whole) == run.record['data'].get('index_sha256')
         self.title = 'Training pictures that it finds most alike' if trained_on else f"Pictures of {whole.attrs['name']} that it finds most alike (it was not trained on them)"
-        files = [f"{frame.attrs['root']}/{path}" for path in frame.path]
-        good, found = [], []
-        for batch, pixels, problems in read_batches(files, run.size):
-            good += [file for file, problem in zip(batch, problems) if not problem]
-            if len(pixels): found.append(run.features(pixels))
-        known = dict(zip(files, frame['class']))
-        self.files, self.classes, self.features = good, [known[file] for file in good], np.concatenate(found)
+        pixels, problems = read_rows(run, frame, frame.path)
+        good = frame[np.array(problems) == '']
+        self.files, self.classes = [f"{frame.attrs['root']}/{path}" for path in good.path], list(good['class'])
+        self.features = np.concatenate([run.features(some) for some in pixels.split(64)])
 
 # %% ../nbs/11_app.ipynb #app-088
 @patch
@@ -750,7 +806,7 @@ def build_app(
         with gr.Tab('Many'):
             files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}'), gr.HTML()
             files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
-        with gr.Tab('About'): gr.Markdown(card(run.record, calibration=run.calibration))
+        with gr.Tab('About'): gr.Markdown(card(run))
     return page
 
 # %% ../nbs/11_app.ipynb #app-102

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMPTY', 'layers', 'default_layer', 'ask', 'score', 'probability', 'GradCAM', 'scale', 'enlarge', 'overlay',
            'map_pictures', 'map_grid', 'right_and_wrong', 'confident_mistakes', 'captions', 'gallery', 'two_questions',
-           'several_models', 'mean_maps', 'peaks', 'entropy', 'border_mass', 'explain', 'explanation_figure',
+           'several_models', 'mean_maps', 'peaks', 'entropy', 'border_mass', 'explain', 'explanation_picture',
            'correlation', 'rank_correlation', 'ssim', 'randomisation_test', 'deletion_insertion', 'areas',
            'mean_interval', 'shift_stability', 'verdict', 'honesty', 'honesty_figure']
 
@@ -17,6 +17,7 @@ from threading import get_ident
 import matplotlib as mpl, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import rankdata
 from torch import nn
 from .data import CLASSES
@@ -456,25 +457,39 @@ def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, 
         map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explanation-figure
-def explanation_figure(
+def _write(draw, xy, text, anchor, size=13): draw.text(xy, text, 'black', ImageFont.load_default(size), anchor)
+
+def _scale_beside(page, x, y, side):
+    "The map's colour scale, from 0 below to 1 above, with what it means"
+    colours = (mpl.colormaps['viridis'](np.linspace(1, 0, side))[:, None, :3] * 255).astype(np.uint8)
+    page.paste(Image.fromarray(colours.repeat(12, 1)), (x, y))
+    for share in (0, .5, 1): _write(ImageDraw.Draw(page), (x + 18, y + (1 - share) * (side - 1)), f'{share:g}', 'lm', 12)
+    label = Image.new('RGB', (side, 18), 'white')
+    _write(ImageDraw.Draw(label), (side / 2, 9), "share of the map's own maximum", 'mm', 12)
+    page.paste(label.rotate(90, expand=True), (x + 40, y))
+
+# %% ../nbs/07_gradcam.ipynb #explanation-picture
+def explanation_picture(
     image, # uint8 (3, s, s) or (s, s, 3), of any size
     answer:dict, # From `explain`
     opacity:float=.5, # Of the map
-)->Figure: # Save it with `.savefig(path)`
+)->Image.Image: # RGB; save it with `.save(path)`
     "Picture, map and top classes, side by side"
-    fig = Figure(figsize=(9, 3.2), layout='constrained')
-    fig.get_layout_engine().set(h_pad=.15, w_pad=.1)
-    left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.1])
-    _show(left, _hwc(image), f"said {answer['predicted']}, {answer['probability']:.0%}")
+    page, side, top = Image.new('RGB', (950, 325), 'white'), 256, 52
+    draw = ImageDraw.Draw(page)
+    for x,shown in ((10, _hwc(image)), (288, overlay(image, np.array(answer['map']), opacity))):
+        page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
     note = EMPTY.replace('\n', ' ') if answer['empty'] else f"{answer['layer']}: {'x'.join(map(str, answer['map_size']))} cells"
-    _show(middle, overlay(image, np.array(answer['map']), opacity), f"why {answer['asked']}? ({answer['asked_probability']:.0%})\n{note}")
-    _colour_bar(fig, ax=middle, fraction=.05, aspect=25)
-    names, values = zip(*((t['class'], t['probability']) for t in reversed(answer['top'])))
-    bars = right.barh(names, values, color=mpl.colormaps['viridis'](.3))
-    right.bar_label(bars, [f'{v:.0%}' for v in values], fontsize=8, padding=2)
-    right.set(xlim=(0, 1.15), xlabel='probability', xticks=[0, .5, 1])
-    right.tick_params(labelsize=8); right.spines[['top', 'right']].set_visible(False)
-    return fig
+    _write(draw, (138, top - 6), f"said {answer['predicted']}, {answer['probability']:.0%}", 'md')
+    _write(draw, (416, top - 24), f"why {answer['asked']}? ({answer['asked_probability']:.0%})", 'md')
+    _write(draw, (416, top - 6), note, 'md')
+    _scale_beside(page, 552, top, side)
+    for i,told in enumerate(answer['top']):
+        y, end = top + side * (i + .5) / len(answer['top']), 792 + 110 * told['probability']
+        draw.rectangle((792, y - 12, end, y + 12), '#35608d')
+        _write(draw, (784, y), told['class'], 'rm')
+        _write(draw, (end + 6, y), f"{told['probability']:.0%}", 'lm')
+    return page
 
 # %% ../nbs/07_gradcam.ipynb #similar
 def correlation(a, b):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from artinsight.app import check_export, from_onnx, load_run, read_batches, to_onnx
+from artinsight.app import check_export, from_onnx, load_run, read_some, to_onnx
 from artinsight.data import atomic_write, index
 from artinsight.loading import decode
 from artinsight.sample import painted_sample
@@ -42,7 +42,7 @@ def one_run(folder, files, rounds):
     run = load_run(folder)
     predict(run, files[:100])
     pairs = [(decode_alone(files, run.size), predict(run, files)) for _ in range(rounds)]
-    pictures = torch.cat([pixels for _, pixels, _ in read_batches(files[:200], run.size)])
+    pictures, _ = read_some(files[:200], run.size)
     with tempfile.TemporaryDirectory() as place:
         to_onnx(run, Path(place)/'model.onnx')
         exported = check_export(run, from_onnx(Path(place)/'model.onnx'), pictures)

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import random
+import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from artinsight.app import MAX_BYTES, answer_upload, artinsight_export, card, check_export, from_onnx, load_run, open_upload, read_batches, serve, to_hub, to_onnx
+from artinsight import app
+from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, build_app, card, check_export, export_run, from_onnx, load_run, open_upload,
+                            read_some, serve, to_hub, to_int8, to_onnx, write_card)
+from artinsight.data import index
 from artinsight.loading import BadPicture
 
 CHROMIUM = '/usr/bin/chromium'
@@ -243,23 +248,68 @@ def test_200_uploads_from_8_clients(runs, run, pictures):
     assert len(seconds) == 200 and not wrong and p95 < 2 and grown < 100
 
 
-def two_hundred(run, files):
-    files = [files[i % len(files)] for i in range(200)]
-    return torch.cat([pixels for _, pixels, _ in read_batches(files, run.size)])
+@pytest.fixture
+def onnx():
+    for module in ('onnxruntime', 'onnxscript'): pytest.importorskip(module, reason='ONNX needs the extra export')
+    return pytest.importorskip('onnx', reason='ONNX needs the extra export')
+
+
+def same_as_the_run(run, file, pictures):
+    "Export, compare, and demand as much of the export as of the run."
+    to_onnx(run, file)
+    found = check_export(run, from_onnx(file), pictures)
+    print(json.dumps(found))
+    assert found['pictures'] == 200 and found['same_top_class'] == 1 and found['largest_difference'] < 1e-3
+    return found
 
 
 @pytest.mark.parametrize('name', ['simple_cnn', pytest.param('resnet18_base', marks=pytest.mark.slow)])
-def test_onnx_answers_as_the_run_does(runs, pictures, tmp_path, name):
-    for module in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(module, reason='ONNX needs the extra export')
-    import onnx
+def test_onnx_answers_as_the_run_does(runs, pictures, tmp_path, onnx, name):
     run = load_run(runs/name)
-    to_onnx(run, tmp_path/'model.onnx')
-    found = check_export(run, from_onnx(tmp_path/'model.onnx'), two_hundred(run, pictures))
-    print(json.dumps(found))
-    assert found['pictures'] == 200 and found['same_top_class'] == 1 and found['largest_difference'] < 1e-3
+    same_as_the_run(run, tmp_path/'model.onnx', read_some(pictures[:200], run.size)[0])
     told = {entry.key: entry.value for entry in onnx.load(tmp_path/'model.onnx').metadata_props}
     assert len(json.loads(told['labels'])) == 20 and told['size'] == '32' and 'squashed' in told['input']
     assert from_onnx(tmp_path/'model.onnx')(torch.zeros(7, 3, 32, 32, dtype=torch.uint8)).shape == (7, 20)
+
+
+@pytest.mark.parametrize('name', ['simple_cnn', pytest.param('resnet18_base', marks=pytest.mark.slow)])
+def test_onnx_answers_as_the_run_does_on_real_pictures(runs, shared, tmp_path, onnx, name):
+    run, files = load_run(runs/name), sorted((shared/'real-art').rglob('*.jpg'))
+    some = random.Random(0).sample(files, 200)
+    found = same_as_the_run(run, tmp_path/'model.onnx', read_some(some, run.size)[0])
+    if name == 'simple_cnn': assert found['export_images_per_second']['batch_64'] >= found['torch_images_per_second']['batch_64']
+
+
+@pytest.fixture
+def copied(runs, tmp_path): return load_run(shutil.copytree(runs/'simple_cnn', tmp_path/'run'))
+
+
+def test_8_bits_are_kept_where_they_lose_under_a_point(copied, sample, onnx):
+    found = export_run(copied, 'onnx', index(sample))
+    assert json.loads((copied.path/'export-onnx.json').read_text()) == found
+    told, file = found['int8'], copied.path/'model-int8.onnx'
+    assert told['lost'] == pytest.approx(accuracy(copied, sample, copied.path/'model.onnx') - accuracy(copied, sample, file)) and told['kept'] == (told['lost'] < .01)
+    assert file.stat().st_size == told['bytes'] < found['bytes'] / 2 and told['validation_pictures'] > 50
+    assert {entry.key for entry in onnx.load(file).metadata_props} >= {'labels', 'size', 'input'}
+
+
+def accuracy(run, sample, file):
+    "Of an ONNX file, on the validation pictures of a run."
+    saved = np.load(run.path/'predictions.npz')
+    pixels, _ = read_some([sample/path for path in saved['validation_id']], run.size)
+    return (from_onnx(file)(pixels.contiguous()).argmax(1) == saved['validation_target']).mean()
+
+
+def test_8_bits_that_lose_a_point_or_cannot_be_judged_are_left_out(copied, sample, onnx, monkeypatch):
+    from artinsight.sample import painted_sample
+    to_onnx(copied, copied.path/'model.onnx')
+    assert '--data' in to_int8(copied, copied.path, index(painted_sample(2, 7)))['why'] and not (copied.path/'model-int8.onnx').exists()
+    def worse(file):
+        exact = from_onnx(file)
+        return exact if file.name == 'model.onnx' else lambda pictures: exact(pictures)[:, ::-1]
+    monkeypatch.setattr(app, 'from_onnx', worse)
+    told = to_int8(copied, copied.path, index(sample))
+    assert told['lost'] >= .01 and not told['kept'] and not (copied.path/'model-int8.onnx').exists()
 
 
 @pytest.mark.slow
@@ -283,10 +333,39 @@ def test_the_hub_folder_is_whole(run, pictures, tmp_path):
     compile((tmp_path/'hub/app.py').read_text(), 'app.py', 'exec')
 
 
-def test_the_card_tells_figures_and_limits(run):
-    text = card(run.record, {'border_frames': 'the verdict of an audit'}, run.calibration)
-    low, high = run.record['test']['accuracy_ci95']
-    for part in ('painted sample', f"{run.record['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})", 'the verdict of an audit', 'Apache-2.0', '## Limits', '## Use'): assert part in text
+def test_the_card_tells_figures_and_limits(copied):
+    low, high = copied.record['test']['accuracy_ci95']
+    for part in ('painted sample', f"{copied.record['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})", 'Apache-2.0', '## Limits', '## Use', 'has not been audited'): assert part in card(copied)
+    told = write_card(copied)
+    assert told == copied.path/'model_card.md' and told.read_text() == card(copied)
+
+
+def test_an_audit_stands_in_card_hub_folder_and_page(copied, sample, tmp_path):
+    from artinsight.audit import audit, limits
+    said = limits(audit(copied.path, sample, robustness=False, sample=40, device='cpu'))
+    assert len(said) > 3 and all(f'- {words}' in card(copied) for words in said)
+    to_hub(copied, tmp_path/'hub')
+    assert all(words in (tmp_path/'hub/README.md').read_text() and words in card(load_run(tmp_path/'hub')) for words in said)
+    (copied.path/'audit.json').write_text('{"shortcuts": [3]}')
+    assert 'cannot be read' in card(copied)
+    pytest.importorskip('gradio', reason='the page needs gradio')
+    page = build_app(load_run(tmp_path/'hub'))
+    about = [block.value for block in page.blocks.values() if type(block).__name__ == 'Markdown']
+    assert any(said[0] in words for words in about)
+
+
+def test_the_page_takes_uploads_clipboard_and_webcam_and_is_shared_on_request(runs, run, monkeypatch):
+    gradio = pytest.importorskip('gradio', reason='the page needs gradio')
+    images = [block for block in build_app(run).blocks.values() if isinstance(block, gradio.Image)]
+    assert [image.sources for image in images] == [['upload', 'clipboard', 'webcam']]
+    launched = []
+    monkeypatch.setattr(gradio.Blocks, 'launch', lambda page, **given: launched.append(given))
+    monkeypatch.setenv('GRADIO_TEMP_DIR', '')  # the script sets this and the next two for its process, which here is ours
+    for module, name in ((signal, 'signal'), (torch, 'set_num_threads')): monkeypatch.setattr(module, name, lambda *_: None)
+    for words in ([], ['--share', '--port', '7999']):
+        monkeypatch.setattr(sys, 'argv', ['artinsight_app', str(runs/'simple_cnn'), *words])
+        artinsight_app()
+    assert [(given['share'], given['server_port'], given['server_name']) for given in launched] == [(False, None, '127.0.0.1'), (True, 7999, '127.0.0.1')]
 
 
 def test_without_gradio_there_is_one_clear_line(run, monkeypatch):

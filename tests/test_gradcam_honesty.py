@@ -1,12 +1,13 @@
 "Tests of the tests: planted evidence must be found, a map that ignores the model must be caught, and figures must be readable."
-import json
+import itertools, json
 
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F, torchvision.models as zoo
+from PIL import ImageDraw
 from torch import nn
 
 from artinsight import gradcam
 from artinsight.data import CLASSES, STYLES
-from artinsight.gradcam import (GradCAM, areas, border_mass, captions, confident_mistakes, deletion_insertion, entropy, explain, explanation_figure, gallery,
+from artinsight.gradcam import (GradCAM, areas, border_mass, captions, confident_mistakes, deletion_insertion, entropy, explain, explanation_picture, gallery,
                                 honesty, honesty_figure, map_grid, map_pictures, mean_interval, mean_maps, overlay, peaks, randomisation_test, rank_correlation,
                                 right_and_wrong, several_models, shift_stability, ssim, two_questions, verdict)
 
@@ -218,16 +219,42 @@ def test_no_label_is_cut_or_covered_even_the_longest(some):
     assert_readable(two_questions(cam, images))
     assert_readable(several_models({'resnet18_augmented\n32 px': (cam, 32), 'resnet18_best\n48 px': (cam, 48)}, images, truth))
     assert_readable(mean_maps(maps, [longest] * 6))
-    for target in ('class', 'human_post_impressionism', 'origin'): assert_readable(explanation_figure(images[0], explain(model, images[:1], target)[0]))
 
 
-def test_empty_maps_are_named_not_drawn(some):
+@pytest.fixture
+def written(monkeypatch):
+    "Each text that Pillow writes: its canvas, the words and their box"
+    seen, plain = [], ImageDraw.ImageDraw.text
+    def text(self, xy, words, fill, font, anchor):
+        seen.append((self.im, words, self.textbbox(xy, words, font, anchor)))
+        plain(self, xy, words, fill, font, anchor)
+    monkeypatch.setattr(ImageDraw.ImageDraw, 'text', text)
+    return seen
+
+
+@pytest.mark.parametrize('target', ['class', 'human_post_impressionism', 'origin'])
+def test_no_word_of_an_explanation_is_cut_or_covered(some, written, target):
+    model, images = some
+    answer = explain(model, images[:1], target)[0]
+    longest = dict(zip(('class', 'probability'), ('human_post_impressionism', 1.)))
+    page = explanation_picture(images[0], {**answer, 'predicted': longest['class'], 'top': [longest, *answer['top'][1:]]})
+    assert len(written) == 17, "three headings, four on the scale, five classes with shares"
+    for canvas, words, (left, top, right, bottom) in written:
+        assert left >= 0 and top >= 0 and right <= canvas.size[0] and bottom <= canvas.size[1], f'{words!r} is cut'
+    for (canvas, a, one), (other_canvas, b, other) in itertools.combinations(written, 2):
+        wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+        assert canvas is not other_canvas or wide <= 0 or high <= 0, f'{a!r} lies on {b!r}'
+    assert np.asarray(page)[60:300, 20:260].std() > 10 and not np.array_equal(np.asarray(page)[60:300, 20:260], np.asarray(page)[60:300, 298:538]), 'picture and map are there'
+
+
+def test_empty_maps_are_named_not_drawn(some, written):
     model, images = some
     labels = [t for t, _ in texts(map_grid(images, {'why?': torch.zeros(6, 4, 4)}, ['x'] * 6))[0]]
     assert sum('nothing speaks for it' in t for t in labels) == 6
     answer = explain(model, images[:1])[0]
     answer.update(empty=True, map=np.zeros((4, 4)).tolist(), map_size=[4, 4])
-    assert any('nothing speaks for it' in t for t, _ in texts(explanation_figure(images[0], answer))[0])
+    explanation_picture(images[0], answer)
+    assert any('nothing speaks for it' in words for _, words, _ in written)
 
 
 def test_honesty_figure_is_readable(finder):
