@@ -6,7 +6,7 @@ Paint, zip, download through kagglehub's own client from a server on this machin
 experiment, evaluation of as many predictions as AI-ArtBench has test pictures, audit, report. Each step is a process of its own;
 its time, memory (its own, and resident with mapped files) and disk go to benchmarks/results/DATE-rehearsal-DEVICE-PERCENT.json. The
 folder of a broken rehearsal can be given again with --place: finished steps are not repeated. 100 percent needs about 25 GB of disk.
-On a CPU the ResNets take MOST pictures of each part from the whole store, so that a rehearsal ends within the hour.
+On a CPU resnet18_best takes MOST pictures of each part from the whole store, so that a rehearsal ends within the hour.
 """
 import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, threading, time
 from dataclasses import replace
@@ -73,11 +73,11 @@ def store(place, args):
     seconds = time.perf_counter() - begin
     return {'stored': len(made[32]), 'left out': len(made[32].bad), 'pictures_per_second': round(len(chosen)/seconds, 1), 'store_mb': sum(s.bytes for s in made.values())/1e6}
 
-MOST = {32: 20_000, 224: 1_000}     # pictures of each part that a ResNet sees on a CPU, by size
+MOST = 1_000     # pictures of each part that a model of 224 px sees on a CPU
 
-def thinned(loaders_of, recipe):
+def thinned(loaders_of):
     "`study.loaders_of` with at most MOST pictures of each part."
-    def few(three): return {name: part.sample(min(len(part), MOST[recipe.size]), random_state=0) for name, part in three.items()}
+    def few(three): return {name: part.sample(min(len(part), MOST), random_state=0) for name, part in three.items()}
     return lambda experiment, three, store, device: loaders_of(experiment, few(three), store, device)
 
 def epoch(name):
@@ -85,7 +85,7 @@ def epoch(name):
         from artinsight import study
         frame, _ = opened(place, args)
         recipe = replace(study.find_experiment(name), epochs=1, per_style=round(5000*args.percent/100))
-        if recipe.model != 'simple_cnn' and study.find_device(args.device).type == 'cpu': study.loaders_of = thinned(study.loaders_of, recipe)
+        if recipe.size == 224 and study.find_device(args.device).type == 'cpu': study.loaders_of = thinned(study.loaders_of)
         record = study.run_experiment(recipe, frame, place/'runs', 'none', args.device)
         return {'images_per_second': round(record['images_per_second'], 1), 'train_seconds': round(record['train_seconds'], 1),
                 'validated': record['validation']['n'], 'tested': record['test']['n'],
