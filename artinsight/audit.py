@@ -4,32 +4,38 @@
 
 # %% auto #0
 __all__ = ['TABLE_SUMS', 'FACTS', 'FILE_FEATURES', 'FILE_ONLY', 'CONTENT', 'WORDS', 'CHANGES', 'jpeg_quality', 'traits', 'over',
-           'read_all', 'jpeg', 'equalise', 'spectrum', 'closer_look', 'grouped', 'about', 'balanced', 'eighths',
-           'features', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'signatures',
-           'close_pairs', 'look_alikes', 'duplicates', 'neighbour_leak', 'answers', 'noise', 'shrink', 'origin_errors',
-           'compare', 'asked_again', 'split_score', 'trained_on', 'own_scores', 'plain', 'audit_data', 'audit_model',
-           'train_again', 'called_ai', 'retrain', 'write_audit', 'audit', 'shortcut_table', 'share', 'errors',
-           'shortcut_lines', 'findings', 'change_limits', 'unseen_limits', 'limits', 'artinsight_audit']
+           'read_all', 'jpeg', 'equalise', 'spectrum', 'closer_look', 'grouped', 'balanced', 'about', 'features',
+           'eighths', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'signatures', 'close_pairs',
+           'look_alikes', 'duplicates', 'neighbour_leak', 'answers', 'noise', 'shrink', 'effect', 'asked_again',
+           'split_score', 'trained_on', 'own_scores', 'audit_data', 'audit_model', 'train_again', 'retrain',
+           'write_audit', 'audit', 'shortcut_table', 'share', 'errors', 'shortcut_lines', 'findings', 'change_limits',
+           'unseen_limits', 'limits', 'artinsight_audit']
 
 # %% ../nbs/09_audit.ipynb #a7f77195
 import hashlib, io, sys, time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
-from json import dumps
+from functools import partial
+from json import dumps, loads
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from fastcore.basics import num_cpus
 from fastcore.script import store_true
 from PIL import Image, ImageFilter, ImageOps, JpegImagePlugin
 from scipy import fft
 from sklearn import pipeline, preprocessing, svm, tree
+from threadpoolctl import threadpool_limits
 
-from .data import CLASSES, atomic_write, choose, console, data_folder, describe, index
-from .evaluation import evaluate
+# %% ../nbs/09_audit.ipynb #a7f77196
+from . import evaluation
+from .data import CLASSES, atomic_write, choose, console, data_folder, index
+from .evaluation import Predictions, evaluate, factored, load
 from .loading import PICTURE_ERRORS, decode, normalise, open_picture, squash
 from .study import find_device, load_experiment, load_model, run_experiment
-from .training import load_predictions, read_record
+from .training import read_record
 
 # %% ../nbs/09_audit.ipynb #08afae3f
 TABLE_SUMS = 3688, 5505  # of JPEG's standard tables for brightness and colour, at quality 50
@@ -44,9 +50,11 @@ def jpeg_quality(
     return round(100 - percent / 2 if percent <= 100 else 5000 / percent, 1)
 
 # %% ../nbs/09_audit.ipynb #7854642e
+FACTS = 'width', 'height', 'bytes', 'density', 'quality', 'colour_quality', 'sampling', 'exif', 'digest'
+
 def traits(
     path,  # a picture file
-) -> tuple | None:  # what the file betrays (dict) and a 32 x 32 RGB thumbnail; None for what cannot be read
+) -> tuple | None:  # `FACTS` and a 32 x 32 RGB thumbnail; None for what cannot be read
     "What stands in a picture's file, and a thumbnail of it."
     raw = Path(path).read_bytes()
     try:
@@ -54,12 +62,10 @@ def traits(
             (width, height), tables = image.size, getattr(image, 'quantization', None) or {}
             qualities = [jpeg_quality(tables.get(place), total) for place, total in enumerate(TABLE_SUMS)]
             sampling, exif = JpegImagePlugin.get_sampling(image) if tables else -1, int('exif' in image.info)
-            image.draft('RGB', (32, 32))  # lets a JPEG decode at an eighth of its size
+            image.draft('RGB', (32, 32))
             thumb = np.asarray(image.convert('RGB').resize((32, 32), Image.Resampling.BOX))
     except PICTURE_ERRORS: return None
-    return dict(zip(FACTS, (width, height, len(raw), len(raw) / width / height, *qualities, sampling, exif, hashlib.blake2b(raw).hexdigest()[:32]))), thumb
-
-FACTS = 'width', 'height', 'bytes', 'density', 'quality', 'colour_quality', 'sampling', 'exif', 'digest'
+    return (width, height, len(raw), len(raw) / width / height, *qualities, sampling, exif, hashlib.blake2b(raw).hexdigest()[:32]), thumb
 
 # %% ../nbs/09_audit.ipynb #884f0fd0
 def over(
@@ -67,8 +73,9 @@ def over(
     frame: pd.DataFrame,  # rows of an index
     root,  # the data set's folder
 ) -> list:  # results, in the rows' order
-    "Run a task over pictures on two threads (Pillow lets them run side by side)."
-    with ThreadPoolExecutor(2) as pool: return list(pool.map(lambda path: task(f'{root}/{path}'), frame.path))
+    "Run a task over pictures on all cores: in forked processes on Linux, in threads elsewhere."
+    pool = get_context('fork').Pool if sys.platform == 'linux' else ThreadPool
+    with pool(num_cpus()) as workers: return workers.map(task, [f'{root}/{path}' for path in frame.path], chunksize=16)
 
 # %% ../nbs/09_audit.ipynb #23f6a328
 def read_all(
@@ -79,7 +86,8 @@ def read_all(
     looked = over(traits, frame, root)
     readable, looked = frame[[one is not None for one in looked]], [one for one in looked if one]
     if not looked: raise ValueError(f'none of the {len(frame)} pictures in {root} can be read')
-    return readable, pd.DataFrame([facts for facts, _ in looked], index=readable.index), np.stack([thumb for _, thumb in looked])
+    facts, thumbs = zip(*looked)
+    return readable, pd.DataFrame(facts, readable.index, FACTS), np.stack(thumbs)
 
 # %% ../nbs/09_audit.ipynb #a3467300
 def jpeg(
@@ -92,10 +100,11 @@ def jpeg(
     return file
 
 def equalise(
-    path,  # a picture file of any size
+    picture,  # a picture file of any size, or an RGB picture
 ) -> io.BytesIO:  # a JPEG file, 200 x 200, quality 75
     "One resize and one JPEG pass, the same for every picture: what is left is the picture."
-    return jpeg(open_picture(path).resize((200, 200), Image.Resampling.BILINEAR), 75)
+    image = picture if isinstance(picture, Image.Image) else open_picture(picture)
+    return jpeg(image.resize((200, 200), Image.Resampling.BILINEAR), 75)
 
 # %% ../nbs/09_audit.ipynb #d66ff9e9
 def spectrum(
@@ -114,8 +123,9 @@ def closer_look(
     path,  # a picture file
 ) -> np.ndarray:  # spectrum as the model meets it (32), spectrum equalised (32), bytes equalised (1)
     "A slower look at one picture, before and after one common pass."
-    common = equalise(path)
-    return np.r_[spectrum(Image.fromarray(decode(path, 256))), spectrum(Image.open(common)), len(common.getvalue())]
+    image = open_picture(path)
+    common = equalise(image)
+    return np.r_[spectrum(squash(image, 256)), spectrum(Image.open(common)), len(common.getvalue())]
 
 # %% ../nbs/09_audit.ipynb #1f0d59e6
 def grouped(
@@ -125,19 +135,13 @@ def grouped(
     mix=None,  # (k,) weights of the k ratios; their mean without
 ) -> tuple:  # value, its standard error
     "A mean or difference of ratios, with the error that resampling whole groups gives."
-    codes = pd.factorize(np.asarray(groups))[0]
-    sums = pd.DataFrame(np.hstack([hits, tries])).groupby(codes).sum().to_numpy(float)
-    def value(weights):
-        above, below = np.split(weights @ sums, 2, axis=1)
+    def value(sums):
+        above, below = np.split(sums, 2, axis=1)
         ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
         if mix is None: return np.nansum(ratios, 1) / (below > 0).sum(1).clip(1)  # a class that was not drawn does not count
         return ratios[:, mix != 0] @ mix[mix != 0]
-    drawn = value(np.random.default_rng(0).poisson(1., (300, len(sums))))
-    return float(value(np.ones((1, len(sums))))[0]), float(np.nanstd(drawn))
-
-def about(value: float, error: float) -> list:  # low, high
-    "The 95 % interval around a value."
-    return [value - 1.96 * error, value + 1.96 * error]
+    whole, drawn, _ = evaluation.draw(pd.factorize(np.asarray(groups))[0], np.hstack([hits, tries]), value, 300)
+    return float(whole), float(np.nanstd(drawn))
 
 # %% ../nbs/09_audit.ipynb #2cc385c4
 def balanced(
@@ -149,18 +153,14 @@ def balanced(
     tries = (truth[:, None] == np.unique(truth)).astype(float)
     return grouped(tries * (guess == truth)[:, None], tries, groups)
 
+def about(value: float, error: float) -> list: return [value - 1.96 * error, value + 1.96 * error]  # the 95 % interval around a value
+
 # %% ../nbs/09_audit.ipynb #d13292d0
 FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'], 'JPEG subsampling': ['sampling'],
                  'EXIF': ['exif'], 'bytes': ['bytes'], 'bytes per pixel': ['density']}
 FILE_ONLY = {'native size', 'JPEG quality', 'JPEG subsampling', 'EXIF'}  # what the picture has no part in; a style may well need more bytes
 # What the picture itself explains: a feature that tells no more than this is no shortcut.
 CONTENT = {'bytes': 'bytes, equalised', 'bytes per pixel': 'bytes, equalised', 'spectrum': 'spectrum, equalised'}
-
-def eighths(
-    thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
-) -> np.ndarray:  # float (n, 192)
-    "Thumbnails of 8 x 8."
-    return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)
 
 def features(
     facts: pd.DataFrame,  # rows of `traits`
@@ -171,6 +171,8 @@ def features(
     files = {name: facts[columns].to_numpy(float) for name, columns in FILE_FEATURES.items()}
     return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:], '8 x 8 thumbnail': eighths(thumbs),
             'spectrum': looks[:, :32], 'spectrum, equalised': looks[:, 32:64]}
+
+def eighths(thumbs): return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)  # thumbnails of 8 x 8, float (n, 192)
 
 # %% ../nbs/09_audit.ipynb #ea701fa3
 def probe(
@@ -257,7 +259,7 @@ def shortcuts(
     facts: pd.DataFrame,  # their `traits`
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
     root,  # the data set's folder
-    sample: int = 1500,  # pictures of each split to look at
+    sample: int = 1000,  # pictures of each split to look at
 ) -> list:  # a dict for each question and feature, best first
     "What can be told without looking at the art; `shortcut` marks what should not be."
     held, shuffled = held_out(frame), np.random.default_rng(0).permutation(len(frame))
@@ -286,17 +288,18 @@ def signatures(
 
 # %% ../nbs/09_audit.ipynb #e479bf2b
 def close_pairs(
-    vectors: torch.Tensor,  # float (n, k), each of length 1
+    vectors: np.ndarray,  # float32 (n, k), each of length 1
     alike: float,  # smallest product of two
-    tile: int = 4096,  # rows and columns compared at once
+    tile: int = 512,  # rows and columns compared at once: few enough to stay in the processor's cache
 ) -> np.ndarray:  # row numbers (m, 2), the smaller first
-    "All pairs of vectors that point the same way, every one against every other, in tiles."
-    found = [np.empty((0, 2), int)]
-    for top in range(0, len(vectors), tile):
+    "All pairs of vectors that point the same way: every one against every other, in tiles, on all cores."
+    def compare(top):
+        found = [np.empty((0, 2), int)]
         for left in range(top, len(vectors), tile):
             close = vectors[top:top + tile] @ vectors[left:left + tile].T
-            if close.max() >= alike: found.append((close >= alike).nonzero().numpy() + [top, left])
-    pairs = np.concatenate(found)
+            if close.max() >= alike: found.append(np.argwhere(close >= alike) + [top, left])
+        return np.concatenate(found)
+    with threadpool_limits(1), ThreadPool(num_cpus()) as threads: pairs = np.concatenate(threads.map(compare, range(0, max(len(vectors), 1), tile), chunksize=1))
     return pairs[pairs[:, 0] < pairs[:, 1]]
 
 # %% ../nbs/09_audit.ipynb #0f9e61a7
@@ -309,7 +312,7 @@ def look_alikes(
     "Near-identical pairs: alike in outline, and in detail too."
     outline, detail, spread = signatures(thumbs)
     rows = np.flatnonzero(spread >= flat)
-    pairs = rows[close_pairs(torch.from_numpy(outline[rows]), alike)]
+    pairs = rows[close_pairs(outline[rows], alike)]
     likeness = np.array([detail[a] @ detail[b] for a, b in pairs], 'float32')
     return pairs[likeness >= sure], likeness[likeness >= sure], spread < flat
 
@@ -382,49 +385,38 @@ def shrink(
     "The same picture by way of a smaller one."
     return image.resize((size, size), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
 
-CHANGES = {'JPEG 90': lambda image: Image.open(jpeg(image, 90)), 'JPEG 50': lambda image: Image.open(jpeg(image, 50)),
-           'JPEG 20': lambda image: Image.open(jpeg(image, 20)), 'downscale to 128': lambda image: shrink(image, 128),
-           'downscale to 64': lambda image: shrink(image, 64), 'blur': lambda image: image.filter(ImageFilter.GaussianBlur(2)), 'noise': noise,
+# %% ../nbs/09_audit.ipynb #a5b1c0de
+CHANGES = {**{f'JPEG {quality}': lambda image, quality=quality: Image.open(jpeg(image, quality)) for quality in (90, 50, 20)},
+           **{f'downscale to {size}': partial(shrink, size=size) for size in (128, 64)},
+           'blur': lambda image: image.filter(ImageFilter.GaussianBlur(2)), 'noise': noise,
            'crop': lambda image: image.crop((26, 26, 230, 230)).resize((256, 256), Image.Resampling.BILINEAR),
            'grey': lambda image: image.convert('L').convert('RGB'), 'flip': ImageOps.mirror}
 
 # %% ../nbs/09_audit.ipynb #065ef9b9
-def origin_errors(
-    target: np.ndarray,  # int (n,)
-    probs: np.ndarray,  # (n, 20)
-) -> dict:  # fractions 0..1, None where there is no such picture
-    "How much human art is called AI, and AI art human, at one half."
-    called_ai, human = probs[:, :10].sum(1) >= .5, target >= 10
-    return {'human_called_AI': called_ai[human].mean() if human.any() else None, 'AI_called_human': 1 - called_ai[~human].mean() if (~human).any() else None}
-
-def compare(
-    target: np.ndarray,  # int (n,)
-    before: np.ndarray,  # probabilities (n, 20)
-    after: np.ndarray,  # the same pictures changed, (n, 20)
-    groups,  # (n,)
-) -> dict:  # accuracies, drop with interval, origin errors; fractions 0..1
+def effect(
+    before: Predictions,  # with ids
+    probs: np.ndarray,  # of the same pictures changed, (n, 20)
+) -> dict:  # accuracies, drop with interval, origin errors before and after; fractions 0..1, None where there is no such picture
     "What a change of the pictures does to a model at fixed weights and thresholds."
-    right = [probs.argmax(1) == target for probs in (before, after)]
-    drop = grouped((right[0] * 1. - right[1])[:, None], np.ones((len(target), 1)), groups)
-    return {'n': len(target), 'accuracy_before': right[0].mean(), 'accuracy': right[1].mean(), 'drop': drop[0], 'drop_ci95': about(*drop),
-            **{f'{name}_before': value for name, value in origin_errors(target, before).items()}, **origin_errors(target, after)}
+    after = Predictions(before.target, probs, before.table.path)
+    told, old, new = evaluation.compare(before, after), factored(before), factored(after)
+    errors = {name + place: side[name] for place, side in (('_before', old), ('', new)) for name in ('human_called_AI', 'AI_called_human')}
+    return {'n': told['n'], 'accuracy_before': told['a'], 'accuracy': told['b'], 'drop': -told['difference'], 'drop_ci95': [-told['high'], -told['low']], **errors}
 
 # %% ../nbs/09_audit.ipynb #e692da78
 def asked_again(
     model,  # a trained network
-    frame: pd.DataFrame,  # test rows
+    before: Predictions,  # what it said of some test pictures, with ids
     root,  # the data set's folder
-    target: np.ndarray,  # int (n,)
-    before: np.ndarray,  # their saved probabilities (n, 20)
     size: int,  # pixels at the model's input
     robustness: bool = True,  # also on damaged pictures
     device='cpu',
-) -> dict:  # 'equalised' and 'robustness', in what `compare` says
+) -> dict:  # 'equalised' and 'robustness', in what `effect` says
     "The same model, the same pictures: equalised, and changed in one way at a time."
-    judge = lambda images: compare(target, before, answers(model, images, size, device), frame.group)
-    result = {'equalised': judge([Image.open(file) for file in over(equalise, frame, root)]), 'robustness': None}
+    judge = lambda images: effect(before, answers(model, images, size, device))
+    result = {'equalised': judge([Image.open(file) for file in over(equalise, before.table, root)]), 'robustness': None}
     if robustness:
-        images = [Image.fromarray(pixels) for pixels in over(lambda path: decode(path, 256), frame, root)]
+        images = [Image.fromarray(pixels) for pixels in over(partial(decode, size=256), before.table, root)]
         result['robustness'] = {name: judge([change(image) for image in images]) for name, change in CHANGES.items()}
     return result
 
@@ -457,37 +449,26 @@ def trained_on(
 
 # %% ../nbs/09_audit.ipynb #5d60d9c4
 def own_scores(
-    test: pd.DataFrame,  # test rows, in the predictions' order
-    target: np.ndarray,  # int (n,)
-    probs: np.ndarray,  # (n, 20)
+    test: Predictions,  # with ids
     train: pd.DataFrame,  # rows that the run was trained on
     pairs: pd.DataFrame,  # as `duplicates` gives them
 ) -> dict:  # 'model', 'duplicates' and 'unseen'
     "A run's test score by origin and style, without twins, and on artists that it has and hasn't seen."
-    both, human = probs.reshape(-1, 2, 10), target >= 10
-    said = {'origin': (target // 10, both.sum(2).argmax(1)), 'style': (target % 10, both.sum(1).argmax(1))}
+    human, paths, groups = test.target >= 10, test.table.path, test.table.group.to_numpy()
+    said = {'origin': (test.target // 10, test.origin_probs.argmax(1)), 'style': (test.target % 10, test.style_probs.argmax(1))}
     twins = pairs[pairs['where'] == 'across'], pairs[pairs['where'] == 'test']
-    clean = ~test.path.isin([*twins[0].a, *twins[0].b, *twins[1].b]).to_numpy()
-    score = lambda rows: evaluate(target[rows], probs[rows], test.path.to_numpy()[rows]) if rows.any() else None
-    artists = split_score((probs.argmax(1) == target)[human], test.group.isin(train.group).to_numpy()[human], target[human], test.group.to_numpy()[human])
-    return {'model': {name: balanced(truth, guess, test.group)[0] for name, (truth, guess) in said.items()}, 'unseen': {'artists': artists},
-            'duplicates': {'test_pictures': int((~clean).sum()), 'with': score(np.ones_like(clean)), 'without': score(clean)}}
-
-# %% ../nbs/09_audit.ipynb #c65f7c8c
-def plain(
-    value,  # numbers, lists and dicts, NumPy's too
-):
-    "The same as plain Python, for JSON; NaN becomes None."
-    if isinstance(value, dict): return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)): return [plain(item) for item in value]
-    if isinstance(value, np.generic): value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    clean = ~paths.isin([*twins[0].a, *twins[0].b, *twins[1].b]).to_numpy()
+    score = lambda rows: evaluate(test.target[rows], test.probs[rows], paths.to_numpy()[rows]) if rows.any() else None
+    whole = score(np.ones_like(clean))
+    artists = split_score(test.right[human], test.table.group.isin(train.group).to_numpy()[human], test.target[human], groups[human])
+    return {'model': {name: balanced(truth, guess, groups)[0] for name, (truth, guess) in said.items()}, 'unseen': {'artists': artists},
+            'duplicates': {'test_pictures': int((~clean).sum()), 'with': whole, 'without': whole if clean.all() else score(clean)}}
 
 # %% ../nbs/09_audit.ipynb #f75056b4
 def audit_data(
     everything: pd.DataFrame,  # rows of an index
     root,  # the data set's folder
-    sample: int = 1500,  # pictures of each split for the probes
+    sample: int = 1000,  # pictures of each split for the probes
 ) -> tuple:  # findings about the data (dict), pairs of duplicates (table)
     "The part of the audit that needs no model: shortcuts, duplicates, siblings. Unreadable pictures are left out and counted."
     frame, facts, thumbs = read_all(everything, root)
@@ -502,22 +483,21 @@ def audit_data(
 def audit_model(
     run: Path,  # a run's folder
     record: dict,  # its record
-    frame: pd.DataFrame,  # the index of its data
+    root,  # its data set's folder
+    train: pd.DataFrame,  # rows that it was trained on
     pairs: pd.DataFrame,  # as `duplicates` gives them
     robustness: bool = True,  # also on damaged pictures
     sample: int = 1000,  # test pictures to ask the model about again
     device='cpu',
 ) -> dict:  # 'model', 'duplicates', 'unseen', 'leak', 'equalised', 'robustness'
     "The part of the audit that is about a run."
-    (valid_ids, valid_target, valid_probs), (ids, target, probs) = (load_predictions(run, part) for part in ('validation', 'test'))
-    rows, train = frame.set_index('path', drop=False), trained_on(frame, record, valid_ids)
-    valid, test, right = rows.loc[valid_ids], rows.loc[ids], valid_probs.argmax(1) == valid_target
-    sibling = valid.group.isin(train.group).to_numpy()
-    leak = {'split_by': record['experiment']['split_by'], 'siblings': sibling.mean(), 'validation_accuracy': right.mean(),
-            'test_accuracy': (probs.argmax(1) == target).mean(), 'validation': split_score(right, sibling, valid_target, valid.group.to_numpy())}
-    some, model = np.sort(np.random.default_rng(0).permutation(len(ids))[:sample]), load_model(run).to(device)
-    again = asked_again(model, test.iloc[some], frame.attrs['root'], target[some], probs[some], record['experiment']['size'], robustness, device)
-    return {**own_scores(test, target, probs, train, pairs), 'leak': leak, **again}
+    valid, test = load(run, 'validation'), load(run)
+    sibling = valid.table.group.isin(train.group).to_numpy()
+    leak = {'split_by': record['experiment']['split_by'], 'siblings': sibling.mean(), 'validation_accuracy': valid.right.mean(), 'test_accuracy': test.right.mean(),
+            'validation': split_score(valid.right, sibling, valid.target, valid.table.group.to_numpy())}
+    some = test.take(np.sort(np.random.default_rng(0).permutation(len(test))[:sample]))
+    again = asked_again(load_model(run).to(device), some, root, record['experiment']['size'], robustness, device)
+    return {**own_scores(test, train, pairs), 'leak': leak, **again}
 
 # %% ../nbs/09_audit.ipynb #c69532a1
 def train_again(
@@ -532,14 +512,6 @@ def train_again(
     with redirect_stdout(sys.stderr): run_experiment(changed, frame, run / 'retrained', weights, device)
     return run / 'retrained' / changed.name
 
-def called_ai(
-    run: Path,  # a run's folder
-    maker: str,  # a generator
-) -> float:  # fraction 0..1
-    "How many of a generator's test pictures a run calls AI."
-    ids, _, probs = load_predictions(run)
-    return (probs[:, :10].sum(1) >= .5)[(describe(ids).generator == maker).to_numpy()].mean()
-
 # %% ../nbs/09_audit.ipynb #03b9ecda
 def retrain(
     run: Path,  # a run's folder
@@ -551,7 +523,9 @@ def retrain(
     makers, result = sorted(set(frame.generator[frame.split == 'train']) - {'human'}), {'generators': {}, 'splits': {}}
     for maker in makers if len(makers) > 1 else []:
         without = train_again(run, frame[(frame.generator != maker) | (frame.split == 'test')], weights, device, name=f'without_{maker}')
-        result['generators'][maker] = {'with': called_ai(run, maker), 'without': called_ai(without, maker)}
+        own, other = (test.take((test.table.generator == maker).to_numpy()) for test in (load(run), load(without)))
+        told = evaluation.compare(own, other, 'origin_accuracy')  # of pictures that are all AI
+        result['generators'][maker] = {'with': told['a'], 'without': told['b'], 'change_ci95': [told['low'], told['high']]}
     for by in ('random', 'group'):
         same = read_record(run)['experiment']['split_by'] == by
         record = read_record(run if same else train_again(run, frame, weights, device, name=f'split_by_{by}', split_by=by))
@@ -562,9 +536,9 @@ def retrain(
 def write_audit(
     run: Path,  # a run's folder
     result: dict,  # an audit
-) -> dict:  # the same as plain Python
+) -> dict:  # the same as plain Python; NaN becomes None
     "Write `audit.json` by a rename."
-    result = plain(result)
+    result = loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)
     with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
     return result
 
@@ -579,14 +553,14 @@ def audit(
 ) -> dict:  # what `findings` and `limits` read; also written as `audit.json` in the run's folder
     "Everything that speaks against a run's figures; ValueError or FileNotFoundError for what is not a run or a data set."
     started, run, record, frame = time.perf_counter(), Path(run), read_record(run), index(data_folder(data))
-    ids = [path for part in ('validation', 'test') for path in load_predictions(run, part)[0]]
+    ids, name, root = {path for part in ('validation', 'test') for path in load(run, part).table.path}, frame.attrs['name'], frame.attrs['root']
     own = bool(frame.path.isin(ids).sum() == len(ids))
-    used = frame[frame.path.isin({*ids, *trained_on(frame, record, ids).path})] if own else frame
-    result, pairs = audit_data(used, frame.attrs['root'], sample)
-    if own:
-        for name, part in audit_model(run, record, frame, pairs, robustness, sample, find_device(device)).items(): result[name] = result.get(name, {}) | part if part else None
-        if weights: result |= {'retrained': retrain(run, frame, weights, device)}
-    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': frame.attrs['name'], 'pictures': len(used), 'own_pictures': own}
+    train = trained_on(frame, record, ids) if own else frame
+    used = frame[frame.path.isin({*ids, *train.path})] if own else frame
+    result, pairs = audit_data(used, root, sample)
+    for part, found in audit_model(run, record, root, train, pairs, robustness, sample, find_device(device)).items() if own else (): result[part] = result.get(part, {}) | found if found else None
+    if own and weights: result['retrained'] = retrain(run, frame, weights, device)
+    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': name, 'pictures': len(used), 'sample': sample, 'own_pictures': own}
     return write_audit(run, {**about_run, **result, 'seconds': time.perf_counter() - started})
 
 # %% ../nbs/09_audit.ipynb #067b6d8a
@@ -665,8 +639,9 @@ def unseen_limits(
     lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
              if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
     if not makers: return lines + ['Generators it has not seen: not measured, since that needs a training without each.']
-    return lines + [f"Generators it has not seen: trained without {name}, it calls {share(row['without'])} of the {name} pictures AI; trained with it, {share(row['with'])}."
-                    for name, row in makers.items()]
+    points = lambda row: ' to '.join(f'{100 * end:+.0f}' for end in row['change_ci95'])
+    return lines + [f"Generators it has not seen: trained with {name}, it calls {share(row['with'])} of the {name} pictures AI; trained without, {share(row['without'])} "
+                    f"(95 % interval of the difference {points(row)} points)." for name, row in makers.items()]
 
 # %% ../nbs/09_audit.ipynb #c34bd170
 def limits(

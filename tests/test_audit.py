@@ -9,6 +9,7 @@ from PIL import Image, ImageFilter
 from artinsight import audit as au
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
+from artinsight.evaluation import Predictions
 from artinsight.study import run_experiment
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
@@ -140,9 +141,10 @@ def test_scores_without_twins_and_by_artist(trained):
     known = right & (np.arange(len(test)) % 2 == 0)
     test = test.assign(group=np.where(known, 'in training', test.path))  # every second human picture is by a known artist
     said = np.where(right & ~known, (target + 1) % 20, target)  # and the others by human hands are got wrong
-    probs = np.eye(20)[said] * .9 + .005
+    p = Predictions(target, np.eye(20)[said] * .9 + .005)
+    p.table = test
     pairs = pd.DataFrame({'a': [train.path.iloc[0]], 'b': [test.path[known].iloc[0]], 'where': ['across']})
-    result = au.own_scores(test, target, probs, train.assign(group='in training'), pairs)
+    result = au.own_scores(p, train.assign(group='in training'), pairs)
     artists = result['unseen']['artists']
     assert [artists[name] for name in ('accuracy_known', 'accuracy_unknown', 'gain')] == pytest.approx([1, 0, 1])
     assert artists['gain_ci95'] is None  # one known artist proves nothing
