@@ -603,7 +603,8 @@ CSS = """
 .art tr, .art td, .art th {padding: .1rem .2rem .1rem 0 !important; border: 0 !important; text-align: left; font-weight: normal; color: inherit; background: none !important} .art th:first-child {width: 9.3rem}
 .art .bar {display: flex; align-items: center; gap: .35rem; white-space: nowrap} .art .bar i {height: .8rem; min-width: 1px; border-radius: .15rem}
 .art .human {background: #0072B2} .art .AI {background: #D55E00} .art .style {background: #009E73}
-.art .stack {position: relative; max-width: 30rem; margin: 0 auto .5rem} .art .stack img, .art img.sheet {display: block; width: 100%; border-radius: .3rem} .art img.sheet {max-width: 50rem}
+.art .stack {position: relative; max-width: 30rem; margin: 0 auto .5rem} .art .stack img, .art img.sheet {display: block; width: 100%; border-radius: .3rem} .art img.sheet {min-width: 40rem; max-width: 50rem} .art .wide {overflow-x: auto}
+.card td, .card th {word-break: normal !important; overflow-wrap: normal !important}
 .art .stack .heat {position: absolute; inset: 0; height: 100%} .art .scale {max-width: 30rem; margin: auto; display: flex; gap: .5rem; align-items: center; font-size: .85rem} .art .scale i {flex: 1; height: .7rem; background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725)}
 .art .near {display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .6rem} .art figure {margin: 0; font-size: .85rem} .art figure img {width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: .3rem}
 .art.banner {border: 2px solid #E69F00; border-radius: .4rem; padding: .6rem .9rem} .art a.get {display: inline-block; padding: .5rem .9rem; border-radius: .4rem; background: #0072B2; color: #fff; text-decoration: none; margin: .4rem 0}
@@ -756,7 +757,7 @@ def batch_html(
     bad = [f"<li>{html.escape(row['path'])}: {html.escape(row['problem'])}</li>" for row in rows if row['problem']]
     told = f"{len(rows) - len(bad)} of {len(rows)} files read, {sum(bool(row.get('unsure')) for row in rows)} answers unsure"
     return f'''<div class="art" role="status"><h2>{told}</h2><a class="get" download="predictions.csv" href="data:text/csv;base64,{csv}">Download as CSV</a>
-<img class="sheet" src="{data_uri(contact_sheet(rows, thumbs))}" alt="Contact sheet: each picture with its style and origin, as in the CSV file">{f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''}</div>'''
+<div class="wide" tabindex="0"><img class="sheet" src="{data_uri(contact_sheet(rows, thumbs))}" alt="Contact sheet: each picture with its style and origin, as in the CSV file"></div>{f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''}</div>'''
 
 # %% ../nbs/11_app.ipynb #app-099
 def answer_upload(
@@ -802,7 +803,7 @@ def build_app(
         with gr.Tab('Many'):
             files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}'), gr.HTML()
             files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
-        with gr.Tab('About'): gr.Markdown(card(run))
+        with gr.Tab('About'): gr.Markdown(card(run), elem_classes='card')
     return page
 
 # %% ../nbs/11_app.ipynb #app-102
