@@ -638,7 +638,7 @@ def unseen_limits(
     artists, makers = result['unseen']['artists'], result.get('retrained', {}).get('generators')
     lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
              if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
-    if not makers: return lines + ['Generators it has not seen: not measured, since that needs a training without each.']
+    if not makers: return lines + [f"Generators it has not seen: not measured, {'there is only one here' if 'retrained' in result else 'since that needs a training without each'}."]
     points = lambda row: ' to '.join(f'{100 * end:+.0f}' for end in row['change_ci95'])
     return lines + [f"Generators it has not seen: trained with {name}, it calls {share(row['with'])} of the {name} pictures AI; trained without, {share(row['without'])} "
                     f"(95 % interval of the difference {points(row)} points)." for name, row in makers.items()]
@@ -658,6 +658,8 @@ def limits(
         f"A validation score from a {by} split: it says {share(row['validation'])} where the test says {share(row['test'])}." for by, row in result.get('retrained', {}).get('splits', {}).items()]
     if doubles['test_pictures'] and doubles['without']:
         lines.append(f"Its test score: {doubles['test_pictures']} test pictures have a twin; accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without.")
+    if (neighbour := leak['neighbour']) and neighbour['gain_ci95'][0] > 0:
+        lines.append(f"A score from a split that tears groups apart: the most similar training thumbnail has the right class in {share(neighbour['with_siblings'])}, in {share(neighbour['without'])} where its group is left out.")
     if leak['siblings']: lines.append(f"Its validation score: {share(leak['siblings'])} of those pictures have a sibling in training; validation {share(leak['validation_accuracy'])}, test {share(leak['test_accuracy'])}.")
     return lines + [f'Anything outside its {len(CLASSES)} classes: it always answers with one of them.']
 

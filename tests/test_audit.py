@@ -159,7 +159,9 @@ def test_retraining_without_a_generator(trained):
     result = au.retrain(runs / 'group', index(place), weights='none', device='cpu')
     assert set(result['generators']) == {'LD', 'SD'} and set(result['splits']) == {'random', 'group'}
     saw = json.loads((runs / 'group' / 'retrained' / 'without_LD' / 'record.json').read_text())
-    assert all(0 <= row[name] <= 1 for row in result['generators'].values() for name in ('with', 'without'))
+    for row in result['generators'].values():
+        assert all(0 <= row[name] <= 1 for name in ('with', 'without'))
+        assert row['change_ci95'][0] <= row['without'] - row['with'] <= row['change_ci95'][1]
     assert saw['data']['counts']['test'] == json.loads((runs / 'group' / 'record.json').read_text())['data']['counts']['test']
 
 
