@@ -36,7 +36,7 @@ from .audit import limits
 from .data import CLASSES, ORIGINS, PICTURE_ENDINGS, STYLES, atomic_write, choose, console, fingerprint, index
 from .evaluation import choose_threshold, fit_temperature, load
 from .gradcam import explain as explain_pixels, explanation_picture, overlay
-from .loading import SQUASH, BadPicture, decode, normalise, open_picture, squash, to_rgb
+from .loading import FORMATS, PICTURE_ERRORS, SQUASH, BadPicture, decode, normalise, open_picture, squash, to_rgb
 from .sample import painted_sample
 from .study import load_model
 from .training import load_predictions, read_record
@@ -584,8 +584,8 @@ def open_upload(
     path = Path(path)
     if path.stat().st_size > MAX_BYTES: raise BadPicture(path, f'larger than {MAX_BYTES // 10**6} MB')
     try:
-        with Image.open(path) as picture: pixels, kind = picture.width * picture.height, picture.format
-    except Exception: return open_picture(path)  # which says what is wrong
+        with Image.open(path, formats=FORMATS) as picture: pixels, kind = picture.width * picture.height, picture.format
+    except (*PICTURE_ERRORS, Image.DecompressionBombError): return open_picture(path)  # which says what is wrong
     if pixels > MAX_UPLOAD_PIXELS: raise BadPicture(path, f'more than {MAX_UPLOAD_PIXELS // 10**6} million pixels')
     scans = path.read_bytes().count(b'\xff\xda') if kind in ('JPEG', 'MPO') else 1
     if scans * pixels > MAX_WORK and scans > 20: raise BadPicture(path, f'a JPEG in {scans} scans')

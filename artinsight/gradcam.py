@@ -137,7 +137,7 @@ class GradCAM:
 
 # %% ../nbs/07_gradcam.ipynb #at
 @patch
-def at(self:GradCAM, 
+def at(self:GradCAM,
     size:tuple, # (height, width) of the pictures in px
 )->str: # Dotted name
     "The layer used for pictures of this size; `ValueError` naming one that works if it has no map or one of a single cell"
