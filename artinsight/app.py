@@ -7,12 +7,12 @@ __all__ = ['ACCURACY', 'COLUMNS', 'FIGURES', 'LIMITS', 'USE', 'LICENCE', 'HUB_AP
            'MAX_WORK', 'MAX_FILES', 'CSS', 'FADE', 'MADE', 'HINT', 'calibration', 'soften', 'Run', 'load_run',
            'list_images', 'to_pixels', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words', 'line', 'report_bad',
            'artinsight_predict', 'free_name', 'explain_files', 'explain_some', 'artinsight_explain', 'warning',
-           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card', 'write_card', 'Pixels', 'need',
-           'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'all_probs', 'check_export',
-           'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export', 'open_upload', 'data_uri',
-           'bar', 'verdict_html', 'overlay_html', 'problem_html', 'Neighbours', 'nearest_html', 'predict_uploads',
-           'contact_sheet', 'batch_html', 'answer_upload', 'example_pictures', 'build_app', 'one_picture', 'serve',
-           'artinsight_app']
+           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card_text', 'card', 'write_card', 'Pixels',
+           'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'all_probs',
+           'check_export', 'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export',
+           'open_upload', 'data_uri', 'bar', 'verdict_html', 'overlay_html', 'problem_html', 'Neighbours',
+           'nearest_html', 'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload', 'example_pictures',
+           'build_app', 'one_picture', 'serve', 'artinsight_app']
 
 # %% ../nbs/11_app.ipynb #app-003
 import base64, glob, html, io, logging, os, shutil, signal, sys, tempfile
@@ -356,10 +356,8 @@ USE = """For teaching and research: to look at what such a classifier learns. No
 authenticating art, or for anything that touches somebody's rights or reputation."""
 LICENCE = "Code and weights: Apache-2.0. The training pictures keep their own licences; see the data set's page."
 
-def card(
-    run: Run,
-) -> str:  # Markdown
-    "A model card, from the run's record and audit."
+def card_text(run: Run) -> str:
+    "What `card` says, or an error that it explains."
     record, told = run.record, warning(run.record)
     counts = ', '.join(f"{sum(kinds.values()):,} for {part}" for part, kinds in record['data'].get('counts', {}).items())
     split = 'No artist, and no batch of AI pictures, stands on both sides of the validation split.' if record['experiment']['split_by'] == 'group' else ''
@@ -369,6 +367,14 @@ def card(
     return f"# {record['experiment']['name']}: art style and origin\n\n{f'> **{told}**' if told else ''}\n\n{about}\n" + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items())
 
 # %% ../nbs/11_app.ipynb #app-055b
+def card(
+    run: Run,
+) -> str:  # Markdown
+    "A model card, from the run's record and audit; ValueError where the record lacks what it tells."
+    try: return card_text(run)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f'{run.path / "record.json"} lacks what a model card tells ({type(error).__name__}: {error}): train the run again') from error
+
 def write_card(run: Run) -> Path:
     "Write the card as `model_card.md` into the run's folder."
     with atomic_write(run.path / 'model_card.md') as unfinished: unfinished.write_text(card(run), encoding='utf-8')

@@ -338,6 +338,10 @@ def test_the_card_tells_figures_and_limits(copied):
     for part in ('painted sample', f"{copied.record['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})", 'Apache-2.0', '## Limits', '## Use', 'has not been audited'): assert part in card(copied)
     told = write_card(copied)
     assert told == copied.path/'model_card.md' and told.read_text() == card(copied)
+    (copied.path/'record.json').write_text(json.dumps({**copied.record, 'test': {}}))
+    for script in ('artinsight_export', 'artinsight_app'):
+        done = subprocess.run([script, str(copied.path)], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith('train the run again') and 'Traceback' not in done.stderr, done.stderr
 
 
 def test_an_audit_stands_in_card_hub_folder_and_page(copied, sample, tmp_path):
