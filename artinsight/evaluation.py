@@ -437,7 +437,8 @@ def compare(
     (first, codes, old, old_spread), (second, _, new, new_spread) = (draw_seeds(side, 'group', resamples, seed) for side in (a, b))
     same_pictures(first, second)
     at, apart = HEADLINES.index(figure), [after - before for before, after in zip(old, new)]
-    low, high = interval(*apart, codes, False, np.hypot(old_spread, new_spread))[:, at].tolist()
+    most = 1 if FRACTION[at] else np.inf  # fractions cannot differ by more
+    low, high = interval(*apart, codes, False, np.hypot(old_spread, new_spread))[:, at].clip(-most, most).tolist()
     only = int((first.right & ~second.right).sum()), int((second.right & ~first.right).sum())
     p = None if len(listify(a)) + len(listify(b)) > 2 else stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.
     real = low < high and not low <= 0 <= high and (figure != 'accuracy' or p is None or p < .05)
