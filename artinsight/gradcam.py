@@ -586,9 +586,9 @@ def deletion_insertion(
         order = _order(maps, x.shape[-2:], seed).to(x.device)
         for share in np.linspace(0, 1, steps + 1).tolist():
             first = (order <= share) & (share > 0)
-            for test,mixed in (('deletion', torch.where(first, blurred, x)), ('insertion', torch.where(first, x, blurred))):
-                p = probability(cam.predict(mixed), asked, cam.classes).tolist()
-                rows += [(i, name, test, share, v) for i,v in enumerate(p)]
+            mixed = torch.cat([torch.where(first, blurred, x), torch.where(first, x, blurred)])
+            both = probability(cam.predict(mixed), asked * 2, cam.classes).view(2, -1).tolist()
+            rows += [(i, name, test, share, p) for test,some in zip(('deletion', 'insertion'), both) for i,p in enumerate(some)]
     return pd.DataFrame(rows, columns=['picture', 'map', 'test', 'share', 'probability'])
 
 # %% ../nbs/07_gradcam.ipynb #areas
