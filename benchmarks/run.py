@@ -24,13 +24,13 @@ HERE = Path(__file__).parent
 
 def say(*words): print(*words, file=sys.stderr, flush=True)
 
-def rate(loader, most, seconds):
-    "Pictures a second of a running loader, over at most `most` pictures or `seconds`."
+def rate(loader, seconds):
+    "Pictures a second of a loader, epoch after epoch for some seconds."
     begin, n = time.perf_counter(), 0
     while True:
         for x, y in loader:
             n += len(x)
-            if n >= most or time.perf_counter() - begin > seconds: return n / (time.perf_counter() - begin)
+            if time.perf_counter() - begin > seconds: return n / (time.perf_counter() - begin)
 
 def summary(rounds):
     "Median, and each round, of every contestant."
@@ -56,7 +56,7 @@ def loaders(root, store, args):
             next(iter(made[name]))
             first[name] = time.perf_counter() - begin
         # A peer's workers go on until their queues are full: let them, or they would take the next one's cores.
-        measured = alternate({name: partial(rate, loader, args.pictures, args.seconds) for name, loader in made.items()}, args.rounds, rest=1)
+        measured = alternate({name: partial(rate, loader, args.seconds) for name, loader in made.items()}, args.rounds, rest=.5)
         del made
         fastest = max(value['median'] for name, value in measured.items() if name != 'artinsight')
         rows.append({'size': size, 'recipe': recipe, 'images_per_second': measured, 'first_batch_seconds': first,
@@ -250,7 +250,7 @@ def larger_than_memory(args):
         free.dataset.chunk = 1
         def read(loader):
             forget(store.file)
-            return rate(loader, len(frame), args.large_seconds)
+            return rate(loader, args.large_seconds)
         measured = alternate({'as in training': partial(read, loader), 'freely shuffled': partial(read, free)}, args.rounds)
         say(f"a store of {store.bytes / 1e9:.1f} GB in {(available - len(ballast)) / 1e9:.1f} GB: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
         return {'store_bytes': store.bytes, 'memory_bytes': available - len(ballast), 'images_per_second': measured}
@@ -310,8 +310,8 @@ def main():
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     args = parser.parse_args()
     args.parts = args.parts or parts + ['larger_than_memory'] * args.full
-    quick = dict(rounds=3, pictures=768, seconds=1, epoch_32=384, epoch_224=64, growth=(1000, 10000))
-    full = dict(rounds=5, pictures=8192, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
+    quick = dict(rounds=3, seconds=1.5, epoch_32=384, epoch_224=64, growth=(1000, 10000))
+    full = dict(rounds=5, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
     for name, value in (full if args.full else quick).items(): setattr(args, name, value)
     args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 30  # the study's pictures at 224 px, and a Colab's memory
     root = painted_sample() / 'train'
