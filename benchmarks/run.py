@@ -309,6 +309,7 @@ def main():
     parser.add_argument('--parts', nargs='+', help=f'which parts to run: {" ".join(parts)}, and larger_than_memory, which needs 20 GB of disk and --full to run by itself')
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     args = parser.parse_args()
+    some = ''.join(f'-{part}' for part in args.parts or ())  # a record of some parts has a name of its own
     args.parts = args.parts or parts + ['larger_than_memory'] * args.full
     quick = dict(rounds=3, seconds=1.5, epoch_32=384, epoch_224=64, growth=(1000, 10000))
     full = dict(rounds=5, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
@@ -323,7 +324,7 @@ def main():
         for part in args.parts: result[part] = globals()[part](*needs[part])
     result['seconds'] = time.perf_counter() - begin
     args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / f"{result['date']}-{device_name(result)}.json"
+    file = args.results / f"{result['date']}-{device_name(result)}{some}.json"
     file.write_text(json.dumps(result, indent=1) + '\n')
     say(f"{result['seconds']:.0f} s, figures in {file}")
     print(json.dumps({'loaders': {f"{row['size']} {row['recipe']}": round(row['ratio'], 1) for row in result.get('loaders', [])},
