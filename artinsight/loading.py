@@ -451,7 +451,7 @@ def colour_jitter(
     matrices, to_mean = (values.to(x.device, non_blocking=True) for values in (matrices, to_mean))
     for step in range(4):
         shift = to_mean[:, step] @ x.mean((2, 3))[..., None]
-        x = torch.baddbmm(shift, matrices[:, step], x.flatten(2)).clamp_(0, 255).view_as(x)
+        x = torch.bmm(matrices[:, step], x.flatten(2)).add_(shift).clamp_(0, 255).view_as(x)
         hued = (order[:, step] == 3).nonzero()[:, 0]
         x[hued.to(x.device)] = _hue(x[hued.to(x.device)], factors[hued, 3].to(x.device))
     return x
@@ -550,7 +550,7 @@ class BatchLoader(DataLoader):
         return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
-CACHE = 2 ** 20  # bytes of pictures that a CPU takes through augmentation at once, so that they stay in its cache
+CACHE = 2 ** 20  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
 
 @patch
 def before_iter(self: BatchLoader):
@@ -563,23 +563,25 @@ def after_iter(self: BatchLoader):
     "A whole pass is over: the next one is another epoch."
     self.epoch += 1
 
-@patch
-def create_batches(self: BatchLoader, samps):
-    "Read batches; for a GPU, and from stores that may not fit in memory, in a thread that works ahead."
-    read = lambda places: self.dataset.batch(np.array(places), self.device)
-    batches = chunked(samps, self.bs, self.drop_last)
-    return ahead(read, batches) if self.device.type == 'cuda' or self.dataset.chunk > 1 else map(read, batches)
-
 # %% ../nbs/02_loading.ipynb #234ed562
 @patch
-def after_batch(self: BatchLoader, b):
+def finish_pictures(self: BatchLoader, x):
     "Augment, while training, and normalise; on a CPU a few pictures at a time, which stay in its cache."
-    x, y = b
     steps = self.augment if self.shuffle else ()
     part = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
     out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
     for few, place in zip(x.split(part), out.split(part)): normalise(augment_batch(few, steps, self.generator), place)
-    return out, y
+    return out
+
+@patch
+def create_batches(self: BatchLoader, samps):
+    "Read and finish several small batches at once; for a GPU, and from stores that may not fit in memory, reading works ahead in a thread."
+    several = self.bs * max(CACHE // (self.bs * self.dataset.store.picture_bytes), 1)
+    read = lambda places: self.dataset.batch(np.array(places), self.device)
+    groups = chunked(samps, several)
+    for x, y in ahead(read, groups) if self.device.type == 'cuda' or self.dataset.chunk > 1 else map(read, groups):
+        for batch in zip(self.finish_pictures(x).split(self.bs), y.split(self.bs)):
+            if len(batch[1]) == self.bs or not self.drop_last: yield batch
 
 # %% ../nbs/02_loading.ipynb #613083bf
 class ArtLoaders(DataLoaders):

@@ -314,7 +314,7 @@ def main():
     quick = dict(rounds=3, seconds=1.5, epoch_32=384, epoch_224=64, growth=(1000, 10000))
     full = dict(rounds=5, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
     for name, value in (full if args.full else quick).items(): setattr(args, name, value)
-    args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 30  # the study's pictures at 224 px, and a Colab's memory
+    args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 15  # the study's pictures at 224 px, and a Colab's memory
     root = painted_sample() / 'train'
     result = {**about(), 'data': 'painted sample', 'rounds': args.rounds, 'full': args.full, 'threads': torch.get_num_threads()}
     begin = time.perf_counter()
