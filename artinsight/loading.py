@@ -7,11 +7,11 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSIO
            'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'CPU', 'CACHE', 'PRECISIONS',
            'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores',
            'build_store', 'normalise', 'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch',
-           'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16',
-           'pick_precision']
+           'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'keep_freed_memory', 'ArtLoaders', 'dataloaders',
+           'Precision', 'cpu_has_bf16', 'pick_precision']
 
 # %% ../nbs/02_loading.ipynb #a6c40e19
-import errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
+import ctypes, errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, nullcontext, suppress
@@ -421,40 +421,47 @@ def crop(
     return torch.nn.functional.grid_sample(x.to(torch.float32, memory_format=torch.contiguous_format), grid, align_corners=False)
 
 # %% ../nbs/02_loading.ipynb #157d16d8
-def _hue(x, shift):
-    "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns: to HSV and back."
+def _turn_hue(x, shift):
+    "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns, in place: to HSV and back."
     r, g, b = x.unbind(1)
     value, low = r.maximum(g).maximum(b), r.minimum(g).minimum(b)
     chroma = value - low
-    scale = 1 / chroma.clamp_min(1e-6)
+    scale = low.copy_(chroma).clamp_min_(1e-6).reciprocal_()
     # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.
     red, green = (torch.eq(channel, value, out=torch.empty_like(value)) for channel in (r, g))
     hue = (r - g).mul_(scale).add_(4).lerp_((b - r).mul_(scale).add_(2), green).lerp_((g - b).mul_(scale), red)
     hue += 6 * shift.view(-1, 1, 1)
-    hue -= 6 * (hue / 6).floor_()
+    hue -= (hue / 6).floor_().mul_(6)
     less = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), (hue - 4).abs_().sub_(1))
-    return torch.stack([value.addcmul(part.clamp_(0, 1), chroma, value=-1) for part in less], 1)
+    for channel, part in zip((r, g, b), less): torch.addcmul(value, part.clamp_(0, 1), chroma, value=-1, out=channel)
 
-# %% ../nbs/02_loading.ipynb #2cda3559
+# %% ../nbs/02_loading.ipynb #5d1c7e42
 GREY = (.299, .587, .114)  # weights of red, green and blue
 
+def _blend(x, factor, operation):
+    "Brightness (0), contrast (1) or saturation (2) of pictures, in place: `factor` of the picture, the rest black, its mean grey or its own grey."
+    grey = sum(channel * weight for channel, weight in zip(x.unbind(1), GREY))[:, None]
+    factor, operation = factor.view(-1, 1, 1, 1), operation.view(-1, 1, 1, 1)
+    rest = torch.addcmul(grey.mean((2, 3), keepdim=True) * (operation == 1), grey, (operation == 2).float())
+    torch.lerp(rest, x, factor, out=x).clamp_(0, 255)
+
+# %% ../nbs/02_loading.ipynb #2cda3559
 def colour_jitter(
     x: torch.Tensor,  # (n, 3, h, w), pixels in 0..255
     factors: torch.Tensor,  # (n, 4): brightness, contrast, saturation (about 1), hue (turns, about 0), on the CPU
     order: torch.Tensor,  # int (n, 4): each picture's order of the four
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
-    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    grey, keep = torch.tensor(GREY), factors.gather(1, order).where(order < 3, 1.)
-    matrices = keep[..., None, None] * torch.eye(3) + ((1 - keep) * (order == 2))[..., None, None] * grey
-    to_mean = ((1 - keep) * (order == 1))[..., None, None] * grey
-    matrices, to_mean = (values.to(x.device, non_blocking=True) for values in (matrices, to_mean))
-    for step in range(4):
-        shift = to_mean[:, step] @ x.mean((2, 3))[..., None]
-        x = torch.bmm(matrices[:, step], x.flatten(2)).add_(shift).clamp_(0, 255).view_as(x)
-        hued = (order[:, step] == 3).nonzero()[:, 0]
-        x[hued.to(x.device)] = _hue(x[hued.to(x.device)], factors[hued, 3].to(x.device))
-    return x
+    hue_step = (order == 3).int().argmax(1)
+    place = hue_step.argsort()  # by the step at which their hue turns: each step then works on a slice, in place
+    end = hue_step.bincount(minlength=4).cumsum(0).tolist()
+    x, *numbers = x.index_select(0, place.to(x.device)), factors.gather(1, order)[place], order[place], factors[place, 3]
+    x = x.to(torch.float32, memory_format=torch.contiguous_format)
+    factor, operation, turns = (values.to(x.device, non_blocking=True) for values in numbers)
+    for step in range(3): _blend(x[end[step]:], factor[end[step]:, step], operation[end[step]:, step])
+    _turn_hue(x, turns)
+    for step in range(1, 4): _blend(x[:end[step - 1]], factor[:end[step - 1], step], operation[:end[step - 1], step])
+    return x.index_select(0, place.argsort().to(x.device))
 
 # %% ../nbs/02_loading.ipynb #9b0e3aca
 def augment_batch(
@@ -549,12 +556,23 @@ class BatchLoader(DataLoader):
         "Places of the pictures, in the epoch's order."
         return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
+# %% ../nbs/02_loading.ipynb #91c4d7f0
+def keep_freed_memory(
+    megabytes: int = 64,  # free memory that the process may keep
+):
+    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
+    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
+        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
+        mallopt(trim_threshold, megabytes * 2 ** 20)
+        mallopt(mmap_threshold, megabytes * 2 ** 19)
+
 # %% ../nbs/02_loading.ipynb #2ac6f415
 CACHE = 2 ** 20  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
 
 @patch
 def before_iter(self: BatchLoader):
     "Start the epoch's draws."
+    if self.device.type == 'cpu': keep_freed_memory()
     state = np.random.SeedSequence([self.seed, self.epoch, 1]).generate_state(1, np.uint64)[0]
     self.generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
