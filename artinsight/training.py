@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['QUICK', 'RECORD_FORMAT', 'Experiment', 'KeepFrozen', 'CPUMixedPrecision', 'precision_callbacks', 'Checkpoint',
            'paths_of', 'copy_weights', 'save_weights', 'momentum_state', 'starting_point', 'predict_probs',
-           'save_predictions', 'load_predictions', 'environment', 'git_commit', 'write_record', 'read_record',
-           'run_lock', 'make_learner', 'summarise', 'train', 'prepare', 'fit', 'out_of_memory', 'save_run']
+           'fold_batchnorm', 'save_predictions', 'load_predictions', 'environment', 'git_commit', 'write_record',
+           'read_record', 'run_lock', 'make_learner', 'summarise', 'train', 'prepare', 'fit', 'out_of_memory',
+           'save_run']
 
 # %% ../nbs/03_training.ipynb #967e08aa
 import hashlib, json, math, platform, subprocess, sys, time
+from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.fx import symbolic_trace
+from torch.fx.proxy import TraceError
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import artinsight
 from .data import CLASSES, atomic_write
@@ -228,6 +234,22 @@ def predict_probs(
         probs.append(logits.float().softmax(1).cpu())
         targets.append(y.cpu())
     return torch.cat(probs).numpy(), torch.cat(targets).numpy()
+
+# %% ../nbs/03_training.ipynb #f01dba71
+def fold_batchnorm(
+    model: nn.Module,  # any model of convolutions and BatchNorms
+) -> nn.Module:  # a copy for inference with the same layers, whose BatchNorms do nothing
+    "Fold every BatchNorm that directly follows a convolution into it; a model that torch.fx cannot trace is copied as it is."
+    folded = deepcopy(model).eval()
+    try: nodes = symbolic_trace(folded).graph.nodes
+    except (TraceError, TypeError): return folded
+    calls = Counter(node.target for node in nodes)
+    once = lambda node, kind: node.op == 'call_module' and calls[node.target] == 1 and isinstance(folded.get_submodule(node.target), kind)
+    for node in nodes:
+        if not once(node, nn.BatchNorm2d) or not once(before := node.args[0], nn.Conv2d) or len(before.users) > 1: continue
+        folded.set_submodule(before.target, fuse_conv_bn_eval(folded.get_submodule(before.target), folded.get_submodule(node.target)))
+        folded.set_submodule(node.target, nn.Identity())
+    return folded
 
 # %% ../nbs/03_training.ipynb #ef820452
 def save_predictions(
