@@ -81,7 +81,7 @@ def execute(path, dest, env):
     held = [cell for cell in nb.cells if {'slow', 'cuda'} & directives(cell).keys()]
     for cell in held: cell.metadata['tags'] = ['skip-execution']    # these keep the outputs they were committed with
     try:
-        NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(dest.parent)}}).execute(env=env or dict(os.environ), stderr=subprocess.DEVNULL)
+        NotebookClient(nb, timeout=600, kernel_name='python3', coalesce_streams=True, resources={'metadata': {'path': str(dest.parent)}}).execute(env=env or dict(os.environ), stderr=subprocess.DEVNULL)
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
         return re.sub(r'\x1b\[[0-9;]*m', '', str(error)).strip()
     for cell in held: del cell.metadata['tags']
