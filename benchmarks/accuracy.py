@@ -66,8 +66,9 @@ def main():
     parser.add_argument('--sizes', nargs='+', type=int, default=[32, 96], help='pixels')
     parser.add_argument('--seeds', type=int, default=3, help='how many trainings of each')
     parser.add_argument('--epochs', type=int, default=8)
+    parser.add_argument('--test', type=int, default=80, help='test pictures in each folder: many, for a narrow interval')
     args = parser.parse_args()
-    root, begin = painted_sample(), time.perf_counter()
+    root, begin = painted_sample(test=args.test), time.perf_counter()
     with tempfile.TemporaryDirectory() as store_folder:
         rows = [measure(size, range(args.seeds), args.epochs, root, store_folder) for size in args.sizes]
     for row in rows: say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}'.format(**row))
