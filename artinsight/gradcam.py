@@ -262,7 +262,8 @@ def map_grid(
 )->Figure:
     "Pictures across, and below each its maps; without pictures, a figure that says so"
     if not len(images): return _nothing('there is no such picture')
-    fig, axs, bar = _grid(len(images), [1 + max(t.count('\n') for t in heads), *(2 for _ in rows)])
+    names = max(1 + name.count('\n') for name in rows)   # lines beside a row
+    fig, axs, bar = _grid(len(images), [1 + max(t.count('\n') for t in heads), *(2 for _ in rows)], .1 + .15 * names)
     for ax,image,head in zip(axs[0], images, heads): _show(ax, _hwc(image), head)
     for line,(name,maps) in zip(axs[1:], rows.items()):
         line[0].set_ylabel(name, fontsize=9)
@@ -274,7 +275,7 @@ def map_grid(
     return fig
 
 # %% ../nbs/07_gradcam.ipynb #grid-helpers
-def _grid(n, lines, side=1.6, left=.4, right=.8):
+def _grid(n, lines, left, side=1.6, right=.8):
     "Square axes for n pictures across, with room for so many lines of text above each row; and axes for a colour bar (sizes in inches)"
     heights = [side + .1 + .13 * k for k in lines]
     w, h = left + n * (side + .08) + right, sum(heights) + .1
@@ -477,8 +478,9 @@ def explanation_picture(
     "Picture, map and top classes, side by side"
     page, side, top = Image.new('RGB', (950, 325), 'white'), 256, 52
     draw = ImageDraw.Draw(page)
-    for x,shown in ((10, _hwc(image)), (288, overlay(image, np.array(answer['map']), opacity))):
-        page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
+    seen = _hwc(image)   # an empty map paints nothing: a veil of one colour would look like an answer
+    marked = seen if answer['empty'] else overlay(seen, np.array(answer['map']), opacity)
+    for x,shown in ((10, seen), (288, marked)): page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
     note = EMPTY.replace('\n', ' ') if answer['empty'] else f"{answer['layer']}: {'x'.join(map(str, answer['map_size']))} cells"
     _write(draw, (138, top - 6), f"said {answer['predicted']}, {answer['probability']:.0%}", 'md')
     _write(draw, (416, top - 24), f"why {answer['asked']}? ({answer['asked_probability']:.0%})", 'md')

@@ -10,6 +10,7 @@ from artinsight.data import CLASSES, STYLES
 from artinsight.gradcam import (GradCAM, areas, border_mass, captions, confident_mistakes, deletion_insertion, entropy, explain, explanation_picture, gallery,
                                 honesty, honesty_figure, map_grid, map_pictures, mean_interval, mean_maps, overlay, peaks, randomisation_test, rank_correlation,
                                 right_and_wrong, several_models, shift_stability, ssim, two_questions, verdict)
+from artinsight.loading import PRECISIONS
 
 SIDE, PATCH = 48, 12
 
@@ -61,6 +62,14 @@ def test_verdicts(finder):
     assert all(len(f['randomisation']) == 7 and f['layer'] == '2' and f['map_size'] == [12, 12] for f in (good, bad))
     json.dumps({k: v for k, v in good.items() if not isinstance(v, pd.DataFrame)})
     assert honesty(GradCAM(finder), x)['randomisation'].equals(good['randomisation']), 'the same every time'
+
+
+def test_bf16_maps_of_a_trained_model_stay_near(finder):
+    "What `precision='auto'` takes where the processor has it, whatever this one has"
+    x, y = planted(64, 7)
+    exact, rounded = (GradCAM(finder, precision=precision)(x, y) for precision in (None, PRECISIONS['bf16 channels_last']))
+    assert 0 < (rounded - exact).abs().max() <= .05
+    assert share_in_corner(finder, x) >= .9 and (peaks(rounded) >= 1 - PATCH / SIDE).all(1).float().mean() >= .9
 
 
 def test_a_map_that_ignores_the_model_is_caught(finder, monkeypatch):
@@ -218,6 +227,8 @@ def test_no_label_is_cut_or_covered_even_the_longest(some):
     assert_readable(gallery(images, maps, probs, truth, []))
     assert_readable(two_questions(cam, images))
     assert_readable(several_models({'resnet18_augmented\n32 px': (cam, 32), 'resnet18_best\n48 px': (cam, 48)}, images, truth))
+    assert_readable(several_models({'three\nlines\nof name': (cam, 32)}, images[:2], truth[:2]))
+    assert_readable(map_grid(images[:1], {'why this class?': maps[:1]}, ['x']))
     assert_readable(mean_maps(maps, [longest] * 6))
 
 
@@ -253,8 +264,9 @@ def test_empty_maps_are_named_not_drawn(some, written):
     assert sum('nothing speaks for it' in t for t in labels) == 6
     answer = explain(model, images[:1])[0]
     answer.update(empty=True, map=np.zeros((4, 4)).tolist(), map_size=[4, 4])
-    explanation_picture(images[0], answer)
+    page = np.asarray(explanation_picture(images[0], answer))
     assert any('nothing speaks for it' in words for _, words, _ in written)
+    assert np.array_equal(page[52:308, 10:266], page[52:308, 288:544]), 'the picture as it is, without a veil'
 
 
 def test_honesty_figure_is_readable(finder):
