@@ -43,13 +43,16 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--size', type=int, default=224, help='px')
+    parser.add_argument('--layer', default='layer4')
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--epochs', type=int, default=4)
     parser.add_argument('--results', type=Path, default=Path(__file__).parent / 'results')
     args = parser.parse_args()
+    try: GradCAM(resnet18('none'), args.layer).at((args.size, args.size))
+    except ValueError as error: sys.exit(f'benchmarks/gradcam.py: {error}')
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]   # timings of a busy machine are worth less: the record says how busy it was
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -63,11 +66,11 @@ def main():
     with torch.no_grad(): asked = model(x).argmax(1).tolist()
 
     precision = pick_precision(device, args.size)
-    targets, layer = [ClassifierOutputTarget(a) for a in asked], model.layer4
+    targets, layer = [ClassifierOutputTarget(a) for a in asked], model.get_submodule(args.layer)
     peer = PeerCAM(model, [layer])
     class AtLayer(PeerCAM):   # its maps before they are enlarged
         def get_target_width_height(self, _): return maps.shape[2], maps.shape[1]
-    exact, automatic = GradCAM(model, 'layer4'), GradCAM(model, 'layer4', precision)
+    exact, automatic = GradCAM(model, args.layer), GradCAM(model, args.layer, precision)
     maps = exact(x, asked).cpu()
     rivals = {'pytorch-grad-cam': lambda: peer(x, targets), 'captum': lambda: LayerGradCam(model, layer).attribute(x, torch.tensor(asked, device=device), relu_attributions=True).detach(),
               'artinsight, float32': lambda: exact(x, asked), f'artinsight, {precision.name}': lambda: automatic(x, asked)}
@@ -88,7 +91,7 @@ def main():
     base = np.median(seconds['pytorch-grad-cam'])
     pairs = {name: np.array(seconds['pytorch-grad-cam']) / np.array(values) for name, values in seconds.items()}
     record = dict(
-        what=f'Grad-CAM maps of ResNet18, layer4, {args.size} px, batch {args.batch}', date=datetime.date.today().isoformat(), device=processor(),
+        what=f'Grad-CAM maps of ResNet18, {args.layer}, {args.size} px, batch {args.batch}', date=datetime.date.today().isoformat(), device=processor(),
         threads=args.threads, load=[load, os.getloadavg()[0]], commit=commit(), rounds=args.rounds,
         versions={name: version(name) for name in ('torch', 'torchvision', 'grad-cam', 'captum')},
         seconds={name: dict(median=float(np.median(v)), best=min(v), all=[round(s, 4) for s in v]) for name, v in seconds.items()},

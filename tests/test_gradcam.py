@@ -1,4 +1,7 @@
 "Grad-CAM against its peers (captum, pytorch-grad-cam), against theory, and against evidence that we planted ourselves."
+import runpy, sys
+from pathlib import Path
+
 import cv2, numpy as np, pytest, torch, torchvision.models as zoo
 from captum.attr import LayerGradCam
 from pytorch_grad_cam import GradCAM as PeerCAM
@@ -140,6 +143,13 @@ def test_model_is_left_exactly_as_found_also_after_an_error():
 def test_layers_that_cannot_work_are_refused_in_one_line_naming_one_that_does(wrong, message):
     with pytest.raises(ValueError, match=message) as e: GradCAM(make('resnet18'), wrong)(pictures(1, 32))
     assert '\n' not in str(e.value)
+
+
+def test_the_benchmark_refuses_a_1x1_layer_in_one_line(monkeypatch):
+    script = Path(__file__).parent.parent/'benchmarks'/'gradcam.py'
+    monkeypatch.setattr(sys, 'argv', [str(script), '--size', '32'])
+    with pytest.raises(SystemExit, match="1x1 at 32x32 px: try 'layer2'") as end: runpy.run_path(str(script), run_name='__main__')
+    assert '\n' not in str(end.value)
 
 
 def test_empty_maps_stay_empty_and_empty_batches_are_fine():
