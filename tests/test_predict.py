@@ -167,6 +167,32 @@ def test_same_names_do_not_overwrite(run, pictures, tmp_path):
     assert list(frame.name) == ['same', 'same-2'] and len(list((tmp_path/'out').iterdir())) == 4
 
 
+def test_explanations_of_odd_files_are_those_of_the_picture_itself(run, odd, tmp_path):
+    "A turned one is put upright, of a film the first frame is read, CMYK, 16 bits and alpha become plain colours"
+    files = {path.name: path for path in odd[0]}
+    explain_files(run, list(files.values()), tmp_path/'out', target='origin')
+    told = {name: json.loads((tmp_path/'out'/f'{path.stem}.json').read_text()) for name, path in files.items()}
+    near = lambda a, b, field: np.abs(np.array(told[a][field]) - np.array(told[b][field])).max()
+    for one, other in [('turned.jpg', 'upright.jpg'), ('alpha.png', 'plain.png'), ('film.gif', 'plain.png'), ('cmyk.jpg', 'plain.png')]:
+        assert abs(told[one]['origin']['AI'] - told[other]['origin']['AI']) < .1, (one, other)
+        assert near(one, other, 'map') < .5, (one, other)
+    assert told['alpha.png']['map'] == told['plain.png']['map'] and near('turned.jpg', 'upright.jpg', 'map') < .1
+    drawn = {name: np.asarray(Image.open(tmp_path/'out'/f'{path.stem}.png')).astype(int)[60:300, 20:260] for name, path in files.items()}
+    for one, other, most in [('turned.jpg', 'upright.jpg', 12), ('film.gif', 'plain.png', 25), ('cmyk.jpg', 'plain.png', 12)]:
+        assert np.abs(drawn[one] - drawn[other]).mean() < most, (one, other)
+    assert np.ptp(drawn['deep.png'], axis=2).max() == 0 and drawn['deep.png'].std() > 10, 'grey, and neither black nor white'
+
+
+def test_two_thousand_files_with_bad_ones_among_them(run, pictures, tmp_path, monkeypatch):
+    "Everything but the painting, which takes most of the time"
+    monkeypatch.setattr(app, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
+    (tmp_path/'text.jpg').write_text('hello')
+    many = [tmp_path/'text.jpg' if i % 500 == 250 else tmp_path/f'missing{i}.jpg' if i % 500 == 0 else pictures[i % len(pictures)] for i in range(2000)]
+    frame = explain_files(run, many, tmp_path/'out')
+    assert frame.path.tolist() == list(map(str, many)) and ((frame.problem != '') == [i % 250 == 0 for i in range(2000)]).all()
+    assert frame.name[frame.problem == ''].is_unique and len(list((tmp_path/'out').iterdir())) == 2 * (2000 - 8)
+
+
 @pytest.mark.slow
 def test_two_thousand_files(run, pictures, tmp_path):
     many = [pictures[i % len(pictures)] for i in range(1999)] + [tmp_path/'missing.jpg']
