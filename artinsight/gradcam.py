@@ -389,15 +389,16 @@ def mean_maps(
     labels, # (n,) class indices
     classes=CLASSES, # Class names: the same number of each origin
 )->Figure:
-    "The mean map of each class; a class without pictures says so"
+    "The mean map of each class; a class without pictures, or whose maps are all empty, says so"
     labels, half = torch.as_tensor(labels), (len(classes) + 1) // 2
     fig = Figure(figsize=(1.15 * half + .9, 3.3), layout='constrained')
     fig.get_layout_engine().set(h_pad=.12)
     axs = fig.subplots(2, half)
     for i,(ax,name) in enumerate(zip(axs.flat, classes)):
         some = maps[labels == i]
-        _show(ax, mpl.colormaps['viridis'](some.mean(0).numpy())[..., :3] if len(some) else np.ones((1, 1, 3)),
-              name.replace('_', '\n', 1 + (len(name) > 18)) + ('' if len(some) else '\n(none)'))
+        told = '' if some.any() else '\n(empty)' if len(some) else '\n(none)'
+        _show(ax, np.ones((1, 1, 3)) if told else mpl.colormaps['viridis'](some.mean(0).numpy())[..., :3],
+              name.replace('_', '\n', 1 + (len(name) > 18)) + told)
     _colour_bar(fig, ax=axs, fraction=.03, aspect=30)
     return fig
 
@@ -481,7 +482,7 @@ def explanation_picture(
     seen = _hwc(image)   # an empty map paints nothing: a veil of one colour would look like an answer
     marked = seen if answer['empty'] else overlay(seen, np.array(answer['map']), opacity)
     for x,shown in ((10, seen), (288, marked)): page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
-    note = EMPTY.replace('\n', ' ') if answer['empty'] else f"{answer['layer']}: {'x'.join(map(str, answer['map_size']))} cells"
+    note = EMPTY.replace('\n', ' ') if answer['empty'] else f"layer {answer['layer']!r}, {'x'.join(map(str, answer['map_size']))} cells"
     _write(draw, (138, top - 6), f"said {answer['predicted']}, {answer['probability']:.0%}", 'md')
     _write(draw, (416, top - 24), f"why {answer['asked']}? ({answer['asked_probability']:.0%})", 'md')
     _write(draw, (416, top - 6), note, 'md')
