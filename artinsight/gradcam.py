@@ -390,12 +390,14 @@ def mean_maps(
     classes=CLASSES, # Class names: the same number of each origin
 )->Figure:
     "The mean map of each class; a class without pictures, or whose maps are all empty, says so"
-    labels, half = torch.as_tensor(labels), (len(classes) + 1) // 2
-    fig = Figure(figsize=(1.15 * half + .9, 3.3), layout='constrained')
+    labels, half, across = torch.as_tensor(labels), len(classes) // 2, min(5, len(classes) // 2)
+    # few styles across, narrow enough for a phone: AI above, human below, then the next
+    order = [i + other for left in range(0, half, across) for other in (0, half) for i in range(left, min(left + across, half))]
+    fig = Figure(figsize=(6.6, 1.65 * len(order) / across), layout='constrained')
     fig.get_layout_engine().set(h_pad=.12)
-    axs = fig.subplots(2, half)
-    for i,(ax,name) in enumerate(zip(axs.flat, classes)):
-        some = maps[labels == i]
+    axs = fig.subplots(-(-len(order) // across), across)
+    for ax,i in zip(axs.flat, order):
+        some, name = maps[labels == i], classes[i]
         told = '' if some.any() else '\n(empty)' if len(some) else '\n(none)'
         _show(ax, np.ones((1, 1, 3)) if told else mpl.colormaps['viridis'](some.mean(0).numpy())[..., :3],
               name.replace('_', '\n', 1 + (len(name) > 18)) + told)

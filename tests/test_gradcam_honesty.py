@@ -263,7 +263,7 @@ def test_empty_maps_are_named_not_drawn(some, written):
     labels = [t for t, _ in texts(map_grid(images, {'why?': torch.zeros(6, 4, 4)}, ['x'] * 6))[0]]
     assert sum('nothing speaks for it' in t for t in labels) == 6
     labels = [t for t, _ in texts(mean_maps(torch.eye(4).repeat(3, 1, 1) * torch.tensor([0., 0, 1])[:, None, None], [0, 0, 1]))[0]]
-    assert labels[0].endswith('(empty)') and sum('(none)' in t for t in labels) == 18 and not labels[1].endswith(')')
+    assert labels[0] == 'AI\nart_nouveau\n(empty)' and labels[1] == 'AI\nbaroque' and sum('(none)' in t for t in labels) == 18
     answer = explain(model, images[:1])[0]
     answer.update(empty=True, map=np.zeros((4, 4)).tolist(), map_size=[4, 4])
     page = np.asarray(explanation_picture(images[0], answer))
