@@ -6,9 +6,9 @@
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'AI_NAME', 'ARTIST_SLUG', 'YEAR', 'COLUMNS',
            'PICTURE_ENDINGS', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder', 'artist',
            'parse_name', 'describe', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
-           'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'atomic_write', 'cache_folder',
-           'script_parser', 'console', 'data_folder', 'count_folders', 'check_counts', 'check_space', 'kaggle_errors',
-           'download', 'artinsight_download']
+           'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'discard', 'atomic_write', 'is_running',
+           'sweep', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders', 'check_counts',
+           'check_space', 'kaggle_errors', 'download', 'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
 import functools, hashlib, os, re, shutil, sys, zipfile, zlib
@@ -232,6 +232,13 @@ def fingerprint(
     return hashlib.sha256('\n'.join(lines).encode('utf8', 'surrogateescape')).hexdigest()
 
 # %% ../nbs/00_data.ipynb #b9e6bf82
+def discard(
+    path: Path,  # a file or a folder, or nothing
+):
+    "Remove it, whatever it is."
+    if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
+
 @contextmanager
 def atomic_write(
     path,  # where the file or folder shall stand
@@ -242,9 +249,25 @@ def atomic_write(
     try:
         yield temporary
         os.replace(temporary, path)
-    finally:
-        if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
-        else: temporary.unlink(missing_ok=True)
+    finally: discard(temporary)
+
+# %% ../nbs/00_data.ipynb #b9e6bf83
+def is_running(
+    process: int,  # its number
+) -> bool:  # where one cannot tell: True
+    "Whether a process is alive on this machine."
+    if os.name != 'posix': return True
+    try: os.kill(process, 0)
+    except ProcessLookupError: return False
+    except (OSError, OverflowError): return True
+    return True
+
+def sweep(
+    folder: Path,  # where `atomic_write` has written
+):
+    "Remove what writers left there that were killed."
+    for left in folder.glob('.*.part'):
+        if (process := re.search(r'\.(\d+)\.part$', left.name)) and not is_running(int(process[1])): discard(left)
 
 # %% ../nbs/00_data.ipynb #60c50eeb
 def cache_folder() -> Path:
@@ -259,6 +282,7 @@ def script_parser(
     "The parser of a console script, in fastcore 1 and 2 alike; words in flags may be joined by hyphens or underscores."
     parser = anno_parser(func)
     for action in parser._actions:
+        if isinstance(action.default, bool) and action.nargs != 0: action.nargs, action.const = '?', True  # `--resume` and `--resume no`
         if action.dest == many: action.nargs = '+'
         for flag in action.option_strings:
             parser._option_string_actions.update({flag.replace('_', '-'): action, flag[:2] + flag[2:].replace('-', '_'): action})

@@ -25,7 +25,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console
+from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console, sweep
 
 # %% ../nbs/01_sample.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -634,6 +634,7 @@ def painted_sample(
     folder.parent.mkdir(parents=True, exist_ok=True)
     counts = COUNTS.assign(images=COUNTS.split.map({'train': train, 'test': test}))
     try:
+        sweep(folder.parent)
         with atomic_write(folder) as temporary: paint(temporary, counts, seed)
     except OSError:
         if not folder.exists(): raise  # otherwise another process was faster, and its pictures are the same

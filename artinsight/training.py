@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'RECORD_FORMAT', 'Experiment', 'KeepFrozen', 'CPUMixedPrecision', 'precision_callbacks', 'Checkpoint',
-           'paths_of', 'copy_weights', 'save_weights', 'momentum_state', 'starting_point', 'predict_probs',
-           'fold_batchnorm', 'save_predictions', 'load_predictions', 'environment', 'git_commit', 'write_record',
-           'read_record', 'run_lock', 'make_learner', 'summarise', 'train', 'prepare', 'fit', 'out_of_memory',
-           'save_run']
+           'paths_of', 'copy_weights', 'save_weights', 'momentum_state', 'checksum', 'starting_point', 'predict_probs',
+           'fold_batchnorm', 'save_predictions', 'load_predictions', 'has_predictions', 'environment', 'git_commit',
+           'write_record', 'read_record', 'run_lock', 'make_learner', 'summarise', 'train', 'prepare', 'fit',
+           'out_of_memory', 'save_run']
 
 # %% ../nbs/03_training.ipynb #967e08aa
-import hashlib, json, math, platform, subprocess, sys, time
+import hashlib, json, math, platform, subprocess, sys, time, zlib
 from collections import Counter
 from contextlib import contextmanager
 from copy import deepcopy
@@ -39,7 +39,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import artinsight
-from .data import CLASSES, atomic_write
+from .data import CLASSES, atomic_write, sweep
 from .loading import pick_precision
 
 # %% ../nbs/03_training.ipynb #2a199407
@@ -178,23 +178,34 @@ def momentum_state(optimiser: torch.optim.Optimizer) -> dict:
             for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 # %% ../nbs/03_training.ipynb #d8ddd8ee
+def checksum(
+    tensors: dict,  # name -> contiguous tensor on the CPU
+    told: str,  # what else is saved with them
+) -> str:  # 8 hexadecimal digits
+    "crc32 of tensors, their names and a text."
+    crc = zlib.crc32(told.encode())
+    for name, value in sorted(tensors.items()): crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
+    return f'{crc:08x}'
+
 @patch
 def write(self: Checkpoint):
     "Write the checkpoint by a rename."
     tensors = {f'model/{name}': value for name, value in copy_weights(self.model).items()}
     tensors |= {f'best/{name}': value for name, value in self.best_weights.items()}
     tensors |= {**momentum_state(self.opt.opt), 'random': torch.get_rng_state()}
-    save_weights(self.file, tensors, {'start': self.start, 'rows': json.dumps(self.rows)})
+    rows = json.dumps(self.rows)
+    save_weights(self.file, tensors, {'start': self.start, 'rows': rows, 'checksum': checksum(tensors, rows)})
 
 # %% ../nbs/03_training.ipynb #5449db7c
 @patch
 def read(self: Checkpoint, learn: Learner) -> bool:
-    "Go on from the checkpoint if one is there and began as we do; say so."
+    "Go on from the checkpoint if one is there, whole, and began as we do."
     try:
         with safe_open(self.file, 'pt') as opened: told = opened.metadata() or {}
         if told.get('start') != self.start: return False
         tensors = load_file(self.file)
-    except (SafetensorError, OSError): return False
+        if told['checksum'] != checksum(tensors, told['rows']): return False
+    except (SafetensorError, OSError, KeyError): return False
     under = lambda prefix: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     learn.model.load_state_dict(under('model/'))
     self.rows, self.best_weights = json.loads(told['rows']), under('best/')
@@ -277,6 +288,14 @@ def load_predictions(
     if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), len(CLASSES)): raise ValueError(f'{file} holds arrays of other shapes: it was made with other classes')
     return ids, target, probs.astype(np.float32)
 
+# %% ../nbs/03_training.ipynb #b313a12f
+def has_predictions(
+    run,  # a run's folder
+) -> bool:
+    "Whether both parts are there and whole."
+    try: return all(len(load_predictions(run, part)[0]) for part in ('validation', 'test'))
+    except (OSError, ValueError): return False
+
 # %% ../nbs/03_training.ipynb #07dbcda4
 RECORD_FORMAT = 1  # raised when older records can no longer be read
 
@@ -333,7 +352,9 @@ def run_lock(
     lock = FileLock(run / '.lock', is_singleton=True)  # so that one process may take it twice
     try: lock.acquire(timeout=0)
     except Timeout as error: raise OSError(f'another training is at work in {run}: wait for it, or name another --runs folder') from error
-    try: yield
+    try:
+        sweep(run)
+        yield
     finally: lock.release()
 
 # %% ../nbs/03_training.ipynb #cdca7c2a
@@ -374,9 +395,10 @@ def train(
         checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
         learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
         if checkpoint.read(learn): print(f'{experiment.name}: resumed after {len(checkpoint.rows)} epochs', file=sys.stderr)
+        else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
         with out_of_memory(experiment): fit(learn, checkpoint, experiment)
         model.load_state_dict(checkpoint.best_weights)
-        save_run(folder, experiment, model, dls, chosen, checkpoint)
+        if not has_predictions(folder): save_run(folder, experiment, model, dls, chosen, checkpoint)
     return summarise(checkpoint, dls, chosen)
 
 # %% ../nbs/03_training.ipynb #d54cd9df
@@ -406,7 +428,7 @@ def out_of_memory(experiment: Experiment):
 
 # %% ../nbs/03_training.ipynb #635f84d9
 def save_run(folder, experiment, model, dls, precision, checkpoint):
-    "Write a run's weights, table of epochs and predictions, each by a rename."
+    "Write a run's weights, table of epochs and, last, predictions, each by a rename."
     save_weights(folder / 'model.safetensors', copy_weights(model), {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
     with atomic_write(folder / 'history.csv') as unfinished: pd.DataFrame(checkpoint.rows).to_csv(unfinished, index=False)
     predicted = {}
