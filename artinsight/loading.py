@@ -16,6 +16,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -27,7 +28,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .data import CLASSES, atomic_write
+from .data import CLASSES, atomic_write, sweep
 
 # %% ../nbs/02_loading.ipynb #0a75be82
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM')  # what is read; Pillow knows more, some of them risky
@@ -118,10 +119,24 @@ def _block_keys(root, paths):
     stamps = [_stamp(root, path) for path in paths]
     return [_digest([str(VERSION), *stamps[i:i + BLOCK]]) for i in range(0, len(stamps), BLOCK)]
 
+# %% ../nbs/02_loading.ipynb #314616e7
+def _content(root, paths):
+    "What changes when the bytes of a block's files change, whenever they were written."
+    digest = hashlib.blake2b(str(VERSION).encode(), digest_size=8)
+    for path in paths:
+        try: held = Path(root, path).read_bytes()
+        except OSError as error: held = str(error.strerror).encode()
+        digest.update(f'{path}|{len(held)}|'.encode('utf8', 'surrogateescape') + held)
+    return digest.hexdigest()
+
+def _checksum(pixels, bad):
+    "Of a block: the crc32 of its pixels, gone on with over its bad pictures, if it has any."
+    return zlib.crc32(json.dumps(bad).encode(), pixels) if bad else pixels
+
 # %% ../nbs/02_loading.ipynb #f95ec104
 def _decode_block(root, paths, start, targets):
-    "In a worker: decode one block for each (file, size), write it in place, return its bad pictures and checksums."
-    bad, crcs = [], [0] * len(targets)
+    "In a worker: decode one block for each (file, size), write it in place, return its bad pictures, checksums and content."
+    bad, crcs, content = [], [0] * len(targets), _content(root, paths)
     with ExitStack() as stack:
         files = [stack.enter_context(open(file, 'r+b')) for file, _ in targets]
         for file, (_, size) in zip(files, targets): file.seek(start * size * size * 3)
@@ -133,7 +148,7 @@ def _decode_block(root, paths, start, targets):
                 pixels = squash(im, size).tobytes()
                 crcs[i] = zlib.crc32(pixels, crcs[i])
                 file.write(pixels)
-    return bad, crcs
+    return bad, [_checksum(crc, bad) for crc in crcs], content
 
 # %% ../nbs/02_loading.ipynb #8ba2358f
 def _worker_start(parent):
@@ -196,7 +211,7 @@ def mapped(self: Store) -> np.ndarray:  # uint8 (all pictures, size, size, 3)
 def damaged(self: Store, done: dict) -> list:  # block numbers
     "Those of the `done` blocks whose pixels do not have the checksum in the journal."
     array = self.mapped()
-    check = lambda block: zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]) != done[block]['crc']
+    check = lambda block: _checksum(zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]), done[block]['bad']) != done[block]['crc']
     with ThreadPoolExecutor(num_cpus()) as pool: return [block for block, wrong in zip(done, pool.map(check, done)) if wrong]
 
 # %% ../nbs/02_loading.ipynb #527d405a
@@ -226,14 +241,18 @@ def make_room(self: Store):
 
 # %% ../nbs/02_loading.ipynb #43624866
 @patch
-def resume(self: Store, keys: list) -> dict:  # block -> its line of the journal
+def resume(self: Store,
+    keys: list,  # of all blocks
+    content=lambda block: None,  # the block's `_content`, asked where its key is another
+) -> dict:  # block -> its line of the journal
     "Blocks that an earlier build finished: same files, right checksum. Says what is damaged."
-    lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+    lines = self.journal.read_bytes().splitlines() if self.journal.exists() else []
     done = {}
     for line in lines:
-        with suppress(ValueError, KeyError, IndexError):  # a line that was cut off by a kill
+        with suppress(ValueError, KeyError, IndexError, TypeError):  # a line that was cut off by a kill, or damaged
             entry = json.loads(line)
-            if entry['key'] == keys[entry['block']]: done[entry['block']] = entry
+            block, _, _ = entry['block'], entry['crc'], dict(entry['bad'])  # all there, and of the right kind
+            if block >= 0 and (entry['key'] == keys[block] or entry['content'] == content(block)): done[block] = entry | {'key': keys[block]}
     self.make_room()
     wrong = self.damaged(done)
     if wrong: print(f'{len(wrong)} of {len(keys)} blocks of {self.file} are damaged: decoding them again', file=sys.stderr)
@@ -243,6 +262,7 @@ def resume(self: Store, keys: list) -> dict:  # block -> its line of the journal
 @patch
 def finish(self: Store, done: dict):
     "Write the journal once more, tidy, and fill `frame` and `bad`; ValueError where no picture could be read."
+    sweep(self.folder)
     with atomic_write(self.journal) as file: Path(file).write_text(''.join(json.dumps(done[block]) + '\n' for block in sorted(done)))
     self.bad = pd.DataFrame([pair for block in sorted(done) for pair in done[block]['bad']], columns=['path', 'reason'])
     good = ~self.all.path.isin(self.bad.path).to_numpy()
@@ -265,8 +285,8 @@ def build_stores(
     if not len(frame): raise ValueError('no pictures to decode: the table is empty')
     root, name = Path(root).resolve(), _digest([str(Path(root).resolve()), *frame.path])
     stores = [Store(Path(folder) / f'{size}px-{name}', size, frame) for size in sizes]
-    keys = _block_keys(root, list(frame.path))
-    done = [store.resume(keys) for store in stores]
+    keys, content = _block_keys(root, list(frame.path)), cache(lambda block: _content(root, frame.path.iloc[block * BLOCK:(block + 1) * BLOCK]))
+    done = [store.resume(keys, content) for store in stores]
     _decode_missing(stores, done, root, keys, num_cpus() if workers is None else workers, progress)
     for store, entries in zip(stores, done): store.finish(entries)
     if progress and len(bad := stores[0].bad):
@@ -284,9 +304,9 @@ def _decode_missing(stores, done, root, keys, workers, progress):
             for block, which in lacking.items()}
     results = _run(jobs, workers)
     if progress: results = _progress(results, len(jobs), 'decoding to ' + ' and '.join(f'{store.size} px' for store in stores))
-    for block, (bad, crcs) in results:
+    for block, (bad, crcs, content) in results:
         for i, crc in zip(lacking[block], crcs):
-            done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'bad': bad}
+            done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'content': content, 'bad': bad}
             with open(stores[i].journal, 'a') as file: file.write(json.dumps(done[i][block]) + '\n')
 
 # %% ../nbs/02_loading.ipynb #5ec3418a
