@@ -8,14 +8,14 @@ __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', '
            'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #f63a2466
-import json, sys, time
+import json, re, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd, torch
 from fastai.torch_core import default_device
-from fastcore.script import store_true
+from fastcore.script import bool_arg, store_true
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -36,8 +36,10 @@ def find_experiment(
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
 ) -> Experiment:
-    "An experiment by name; ValueError that lists the names for an unknown one."
+    "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
     if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
+    if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
+    if batch_size is not None and batch_size < 1: raise ValueError(f'a batch holds at least one picture, not {batch_size}')
     experiment = replace(EXPERIMENTS[name], seed=seed)
     if quick: experiment = experiment.quick_version()
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
@@ -52,14 +54,19 @@ def build_model(
     if experiment.model == 'simple_cnn': return simple_cnn(experiment.size)
     return resnet18(init, frozen=experiment.frozen)
 
+# %% ../nbs/08_study.ipynb #2faa160d
 def load_experiment(
     record: dict,  # a run record
 ) -> Experiment:
     "The recipe in a record; ValueError for one that this version does not know."
-    told, known = record['experiment'], {field.name for field in fields(Experiment)}
-    if not isinstance(told, dict) or set(told) != known or told['model'] not in ('simple_cnn', 'resnet18'):
+    told, kinds = record['experiment'], {field.name: field.type for field in fields(Experiment)}
+    if not isinstance(told, dict) or set(told) != set(kinds) or told['model'] not in ('simple_cnn', 'resnet18'):
         raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
-    return Experiment(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    wrong = [name for name, value in values.items() if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],))]
+    if wrong or not 0 < values['size'] <= 1024 or not re.fullmatch(r'[\w-]+', values['name']):
+        raise ValueError(f'the recipe in the record is damaged: look at its {wrong[0] if wrong else "size and name"}')
+    return Experiment(**values)
 
 # %% ../nbs/08_study.ipynb #7ee743fc
 def load_model(
@@ -68,9 +75,10 @@ def load_model(
     "A run's trained model; FileNotFoundError or ValueError where the run is unfinished or its files do not fit."
     experiment, file = load_experiment(read_record(run)), Path(run) / 'model.safetensors'
     if not file.is_file(): raise FileNotFoundError(f'no weights in {run}: model.safetensors is missing')
-    model = build_model(experiment, 'none')
-    try: model.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error: raise ValueError(f'{file} is damaged or belongs to another model') from error
+    try:
+        model = build_model(experiment, 'none')
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError, AttributeError, TypeError) as error: raise ValueError(f'{file} is damaged or belongs to another model') from error
     return model.eval()
 
 # %% ../nbs/08_study.ipynb #74bc7eed
@@ -150,10 +158,11 @@ def finish(
     run: Path,  # a run's folder, with its predictions
     experiment: Experiment,
     told: dict,  # what else the record says
-):
+) -> dict:  # the record
     "Evaluate a trained run, write its record and drop its checkpoint."
     write_record(run, {'experiment': asdict(experiment), 'quick': experiment.quick, **told, **score(run)})
     (run / 'checkpoint.safetensors').unlink(missing_ok=True)
+    return read_record(run)
 
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
@@ -163,18 +172,18 @@ def run_experiment(
     weights: str = 'imagenet',  # first weights of a ResNet18
     device: str | None = None,  # None: the best one there is
     precision: str = 'auto',  # see `loading.pick_precision`
+    resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run, began, sha = Path(runs) / experiment.name, time.perf_counter(), fingerprint(frame)
     init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
-    if done := finished(run, experiment, init, sha): return done
+    if resume and (done := finished(run, experiment, init, sha)): return done
     model, three, store, dls = make_ready(experiment, frame, weights, device, precision)
     with run_lock(run):
-        if done := finished(run, experiment, init, sha): return done  # another process was faster
-        (run / 'record.json').unlink(missing_ok=True)  # from here on the run is unfinished
+        if resume and (done := finished(run, experiment, init, sha)): return done  # another process was faster
+        for old in ('record.json', *([] if resume else ['checkpoint.safetensors'])): (run / old).unlink(missing_ok=True)  # from here on it is unfinished
         summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
-        finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary})
-    return read_record(run)
+        return finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary})
 
 # %% ../nbs/08_study.ipynb #0d37b298
 def find_device(
@@ -195,11 +204,12 @@ def reproduce(
     weights: str = 'imagenet',  # first weights of the ResNet18s
     seed: int = 0,
     device: str | None = None,  # None: the best one there is
+    resume: bool = True,  # skip what is done, go on with what is half done?
 ) -> list:  # five run records, in the study's order
     "The whole study, skipping what is done; ValueError and OSError say what to do."
     frame = index(data)
     if frame.attrs['missing']: print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is {frame.attrs['missing'][0]}", file=sys.stderr)
-    return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device) for name in EXPERIMENTS]
+    return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device, resume=resume) for name in EXPERIMENTS]
 
 # %% ../nbs/08_study.ipynb #b6042104
 def show_records(
@@ -222,11 +232,12 @@ def artinsight_train(
     weights: str = 'imagenet',  # first weights of a ResNet18: imagenet, none or a file
     precision: str = 'auto',  # auto, fp32, 'bf16 channels_last', ...: see loading.PRECISIONS
     batch_size: int = None,  # pictures (default: the recipe's)
+    resume: bool_arg = True,  # skip what is done, go on with what is half done; --resume no begins anew
     json: store_true = False,  # print the record as JSON
 ):
     "Train one experiment, or continue it, and print its figures."
     experiment, frame = find_experiment(name, quick, seed, batch_size), index(data_folder(data))
-    with redirect_stdout(sys.stderr): record = run_experiment(experiment, frame, runs, weights, device, precision)
+    with redirect_stdout(sys.stderr): record = run_experiment(experiment, frame, runs, weights, device, precision, resume)
     show_records([record], json)
 
 # %% ../nbs/08_study.ipynb #37827470
@@ -238,10 +249,11 @@ def artinsight_reproduce(
     seed: int = 0,  # of choice, split, weights, order and augmentation
     device: str = None,  # cpu, cuda, mps (default: the best one here)
     weights: str = 'imagenet',  # first weights of the ResNet18s: imagenet, none or a file
+    resume: bool_arg = True,  # skip what is done, go on with what is half done; --resume no begins anew
     json: store_true = False,  # print the records as JSON
 ):
     "Run all five experiments, skip what is done, and print the summary."
-    with redirect_stdout(sys.stderr): records = reproduce(data_folder(data), runs, quick, weights, seed, device)
+    with redirect_stdout(sys.stderr): records = reproduce(data_folder(data), runs, quick, weights, seed, device, resume)
     show_records(records, json)
 
 # %% ../nbs/08_study.ipynb #c68befc6
