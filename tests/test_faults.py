@@ -1,5 +1,5 @@
 """What goes wrong on other people's machines: each fault has one clear line, and leaves nothing half-written."""
-import importlib, importlib.util, json, math, os, shutil, subprocess, sys, tempfile, time
+import ast, importlib, importlib.util, json, math, os, pickle, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from contextlib import contextmanager
 from dataclasses import replace
@@ -213,6 +213,14 @@ def test_read_only_runs_folder(script, tiny, tmp_path):
     with small_disk(tmp_path/'small', 8, ',ro') as small:
         refused(script('artinsight_train', 'simple_cnn', '--data', tiny, '--runs', small, '--quick', '--device', 'cpu'), 'Read-only file system')
 
+def test_runs_folder_without_permission(tiny, tmp_path):
+    "Closed to the user who trains (root goes without its rights): told before anything is trained."
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        (runs := Path(place)/'runs').mkdir(mode=0o555)
+        recipe, model, dls = small_start(tiny, tmp_path)
+        with as_nobody(), pytest.raises(PermissionError, match=f"Permission denied: '{runs}/small'"): training.train(recipe, model, dls, runs/'small')
+
 def test_atomic_write_leaves_nothing_on_errors(tmp_path):
     (tmp_path/'kept').write_text('old')
     with pytest.raises(KeyError):
@@ -223,13 +231,17 @@ def test_atomic_write_leaves_nothing_on_errors(tmp_path):
 
 # Training
 
-def small_training(tiny, tmp_path, model=None, cbs=(), **changes):
-    "Train a small network for an epoch or two, the store in the test's folder."
+def small_start(tiny, tmp_path, model=None, **changes):
+    "Recipe, network and loaders of a small training, the store in the test's folder."
     recipe = replace(training.Experiment('small', 'simple_cnn', epochs=1, batch_size=32, lr=.01), **changes)
     store = loading.build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1, progress=False)
     rows = np.arange(len(store))
     dls = loading.dataloaders(store, rows[::2], rows[1::4], rows[3::4], (), recipe.batch_size, 'cpu')
-    model = model or torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(192, 20))
+    return recipe, model or torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(192, 20)), dls
+
+def small_training(tiny, tmp_path, model=None, cbs=(), **changes):
+    "Train a small network for an epoch or two."
+    recipe, model, dls = small_start(tiny, tmp_path, model, **changes)
     return training.train(recipe, model, dls, tmp_path/'run', cbs=cbs), dls
 
 class Spoil(training.Callback):
@@ -264,6 +276,28 @@ def test_damaged_checkpoint_is_not_believed(tiny, tmp_path):
         summary, _ = small_training(tiny, tmp_path)
         assert summary['epochs'] == 1
 
+def test_resume_is_the_default_and_no_begins_anew(script, tiny, tmp_path):
+    words = ['artinsight_train', 'simple_cnn', '--data', tiny, '--runs', tmp_path/'runs', '--quick', '--device', 'cpu']
+    assert script(*words)[0] == 0
+    for flags in ([], ['--resume'], ['--resume', 'yes']): assert 'already done' in script(*words, *flags)[2]
+    code, _, err = script(*words, '--resume', 'no')
+    assert code == 0 and 'already done' not in err and 'simple_cnn: epoch 0' in err
+
+def test_predictions_that_are_there_are_not_made_again(tiny, tmp_path, monkeypatch):
+    "Cut between predictions and record: the restart asks no picture again, unless the predictions are damaged."
+    class Cut(Exception): pass
+    def cut(*_): raise Cut
+    recipe, frame = replace(study.find_experiment('simple_cnn', quick=True), epochs=1), data.index(tiny)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(study, 'finish', cut)
+        study.run_experiment(recipe, frame, tmp_path/'runs', device='cpu')
+    file = tmp_path/'runs/simple_cnn/predictions.npz'
+    written = file.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(training, 'predict_probs', cut)
+        study.run_experiment(recipe, frame, tmp_path/'runs', device='cpu')
+    assert file.stat().st_mtime_ns == written
+
 def test_clock_that_jumps(tiny, tmp_path, monkeypatch):
     "Backwards and forwards by years: nothing depends on it."
     hours = iter([1e9, 0, 2e9, 5, 1e10, 1]*10_000)
@@ -283,10 +317,52 @@ def test_older_record_is_trained_again(tiny, tmp_path):
     again = study.run_experiment(recipe, frame, tmp_path/'runs', device='cpu')
     assert again['format'] == training.RECORD_FORMAT and again['test'] == first['test']
 
+# A stranger's run
+
+class Bomb:
+    "Makes a folder when it is unpickled."
+    def __init__(self, place): self.place = str(place)
+    def __reduce__(self): return os.mkdir, (self.place,)
+
+@pytest.fixture(scope='module')
+def finished_run(sample, tmp_path_factory):
+    "A run of one epoch on the painted sample."
+    runs = tmp_path_factory.mktemp('finished')
+    study.run_experiment(replace(study.find_experiment('simple_cnn', quick=True), epochs=1), data.index(sample), runs, device='cpu')
+    return runs/'simple_cnn'
+
+NEEDED = {'record.json': TAKE_A_RUN, 'predictions.npz': ['artinsight_evaluate', 'artinsight_audit'],
+          'model.safetensors': ['artinsight_predict', 'artinsight_explain', 'artinsight_app', 'artinsight_export']}
+
+@pytest.mark.parametrize('how', ['pickle', 'torch.save'])
+@pytest.mark.parametrize('file,name', [(file, name) for file, names in NEEDED.items() for name in names if name in TAKE_A_RUN])
+def test_a_strangers_run_runs_no_code(script, finished_run, sample, tmp_path, name, file, how):
+    "A file of a run that is a pickle in disguise: one clear line, and nothing happens."
+    run, bomb = shutil.copytree(finished_run, tmp_path/'run'), Bomb(tmp_path/'bang')
+    if how == 'pickle': (run/file).write_bytes(pickle.dumps(bomb))
+    else: torch.save({'bomb': bomb}, run/file)
+    picture = next((sample/'test/baroque').iterdir())
+    more = {'artinsight_predict': [picture], 'artinsight_explain': [picture, '--out', tmp_path/'out'], 'artinsight_audit': ['--data', sample]}.get(name, [])
+    refused(script(name, run, *more), file)
+    assert not (tmp_path/'bang').exists()
+
+def test_the_bomb_works(tmp_path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path/'bang')))
+    assert (tmp_path/'bang').exists()
+
 def test_nothing_in_the_package_unpickles_blindly():
-    "Every torch.load is weights_only, every np.load without pickle, and pickle itself is not imported."
+    "Every torch.load is weights_only, every np.load without pickle; pickle and its kin are not imported, no text is run as code."
+    wanted = {'torch.load': 'weights_only=True', 'np.load': 'allow_pickle=False'}
+    found = []
     for module in (ROOT/'artinsight').glob('*.py'):
-        text = module.read_text()
-        assert text.count('torch.load(') == text.count('weights_only=True'), module
-        assert text.count('np.load(') == text.count('allow_pickle=False'), module
-        assert 'import pickle' not in text and 'joblib' not in text and 'eval(' not in text.replace('.eval(', ''), module
+        for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {name.name.split('.')[0] for name in node.names} | {(getattr(node, 'module', '') or '').split('.')[0]}
+                assert not names & {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal'}, f'{module}:{node.lineno}'
+            if not isinstance(node, ast.Call): continue
+            name = ast.unparse(node.func)
+            assert name not in ('eval', 'exec', 'compile', '__import__', 'pd.read_pickle', 'fastai.learner.load_learner', 'load_learner', 'load_pickle'), f'{module}:{node.lineno}'
+            if name in wanted:
+                found.append(name)
+                assert wanted[name] in [ast.unparse(keyword) for keyword in node.keywords], f'{module}:{node.lineno}'
+    assert set(found) == set(wanted), 'the names have changed: this test no longer sees what it looks for'

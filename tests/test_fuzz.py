@@ -1,10 +1,13 @@
 """Random names, folders, tables and files thrown at what reads them: only the documented errors come out."""
 import json, os
+from dataclasses import asdict
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from fastai.optimizer import OptimWrapper
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from artinsight import data, study, training
+from artinsight import data, loading, study, training
 from artinsight.data import CLASSES, FOLDERS, STYLES
 
 MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -91,7 +94,7 @@ def refused_in_one_line(call):
     try: return call()
     except DOCUMENTED as error: assert str(error).strip() and '\n' not in str(error)
 
-@SOME
+@settings(MANY, max_examples=400)
 @given(RECORD.map(json.dumps).map(str.encode) | JSON.map(json.dumps).map(str.encode) | st.binary(max_size=60))
 def test_read_record(tmp_path_factory, written):
     run = tmp_path_factory.getbasetemp()/'record'
@@ -99,6 +102,22 @@ def test_read_record(tmp_path_factory, written):
     (run/'record.json').write_bytes(written)
     record = refused_in_one_line(lambda: training.read_record(run))
     if record: refused_in_one_line(lambda: study.load_experiment(record))
+
+SOUND_RECIPE = json.loads(json.dumps(asdict(study.find_experiment('simple_cnn'))))
+RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON for name, value in SOUND_RECIPE.items()})
+
+@SOME
+@given(RECIPE | st.tuples(st.sampled_from(sorted(SOUND_RECIPE)), JSON | st.text(max_size=8)).map(lambda change: SOUND_RECIPE | dict([change])))
+def test_load_model_of_strange_recipes(tmp_path_factory, recipe):
+    "All fields, any values: refused, or a recipe that can be trained; weights that do not fit are told as such."
+    run = tmp_path_factory.getbasetemp()/'recipe'
+    run.mkdir(exist_ok=True)
+    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, init='none', data={}, validation={}, test={})
+    (run/'record.json').write_text(json.dumps(record))
+    (run/'model.safetensors').write_bytes(b'none')
+    experiment = refused_in_one_line(lambda: study.load_experiment(record))
+    if experiment: assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
+    assert refused_in_one_line(lambda: study.load_model(run)) is None
 
 @pytest.mark.parametrize('written', [b'['*100_000, b'\xff\xfe', b'', b'{"format": ' + b'1'*5000 + b'}', b'null'])
 def test_read_record_corners(tmp_path, written):
@@ -148,3 +167,70 @@ def test_no_pickle_is_opened(tmp_path):
 def test_a_bare_array_is_refused(tmp_path):
     with (tmp_path/'predictions.npz').open('wb') as file: np.save(file, np.zeros(3))
     with pytest.raises(ValueError): training.load_predictions(tmp_path)
+
+# What lies beside: a checkpoint and a store's journal, damaged on the disk
+
+def damage(content, flips, cut):
+    "Some bytes set, and what comes after `cut` lost (None: nothing)."
+    damaged = bytearray(content)
+    for place, byte in flips: damaged[place % len(damaged)] = byte
+    return bytes(damaged if cut is None else damaged[:cut % len(damaged)])
+
+FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4)
+CUT = st.none() | st.integers(0, 10**6)
+
+class Learning:
+    "As much of a learner as a checkpoint wants."
+    def __init__(self):
+        self.model = torch.nn.Linear(4, 3)
+        self.create_opt()
+    def create_opt(self): self.opt = OptimWrapper(self.model.parameters(), torch.optim.SGD, momentum=.9, lr=.1)
+
+def written_checkpoint(file):
+    "A checkpoint after an epoch, and the weights in it."
+    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
+    learn.model(torch.ones(2, 4)).sum().backward()
+    learn.opt.step()
+    checkpoint.rows, checkpoint.best_weights = [{'epoch': 0, 'valid_loss': 1.}], training.copy_weights(learn.model)
+    checkpoint.learn = learn
+    checkpoint.write()
+    return training.copy_weights(learn.model)
+
+@settings(MANY, max_examples=400)
+@given(FLIPS, CUT)
+def test_damaged_checkpoint_is_not_believed(tmp_path_factory, flips, cut):
+    "Read whole, or not at all: then the model is as it was."
+    file = tmp_path_factory.getbasetemp()/'checkpoint.safetensors'
+    saved = written_checkpoint(file)
+    sound = file.read_bytes()
+    file.write_bytes(damage(sound, flips, cut))
+    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
+    before = training.copy_weights(learn.model)
+    expected = saved if checkpoint.read(learn) else before
+    assert all((expected[name] == value).all() for name, value in learn.model.state_dict().items())
+    assert checkpoint.rows in ([], [{'epoch': 0, 'valid_loss': 1.}])
+
+@pytest.fixture(scope='module')
+def small_store(tmp_path_factory):
+    "A store of two blocks, its pictures, one of them bad."
+    root = tmp_path_factory.mktemp('pictures')
+    (root/'train/baroque').mkdir(parents=True)
+    for number in range(loading.BLOCK + 6): Image.new('RGB', (8, 8), (number, 0, 0)).save(root/f'train/baroque/a_{number}.png')
+    (root/'train/baroque/a_3.png').write_bytes(b'no picture')
+    return data.index(root), root, tmp_path_factory.mktemp('store')
+
+@SOME
+@given(FLIPS, CUT, st.none() | st.lists(JSON | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
+def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):
+    "Whatever the journal says, the pixels are those of the pictures."
+    frame, root, folder = small_store
+    store = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
+    pixels, journal = store.file.read_bytes(), store.journal.read_bytes()
+    store.journal.write_bytes(damage(journal, flips, cut) if lines is None else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
+    again = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
+    assert again.file.read_bytes() == pixels and list(again.bad.path) == ['train/baroque/a_3.png']
+
+def test_at_least_two_thousand_cases():
+    "What the tests above throw, summed up."
+    cases = [test._hypothesis_internal_use_settings.max_examples for test in globals().values() if getattr(test, 'is_hypothesis_test', False)]
+    assert sum(cases) >= 2000 and len(cases) > 5

@@ -3,7 +3,7 @@
 A few kills of each stage by default, forty and more over the lot with `--slow`. The victims are forked from a server process
 that has imported everything, so that a kill costs little and falls into the work.
 """
-import importlib.util, json, multiprocessing, os, random, shutil, time
+import importlib.util, json, multiprocessing, os, random, shutil, signal, subprocess, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kaggle_server import serve
 def start():
     "Start a function in a process of its own: `start(function, *args)`."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['kagglehub', 'artinsight.loading', 'artinsight.training', 'artinsight.study', 'artinsight.evaluation'])
+    context.set_forkserver_preload(['kagglehub', 'artinsight.loading', 'artinsight.training', 'artinsight.study', 'artinsight.evaluation', 'nbclient', 'nbconvert', 'nbformat'])
     def begin(function, *args):
         process = context.Process(target=quietly, args=(function, *args))
         process.start()
@@ -33,11 +33,14 @@ def quietly(function, *args):
         for stream in (1, 2): os.dup2(nowhere.fileno(), stream)
     function(*args)
 
-def survive(start, kills, seed, work, args, log, finished, wipe):
+SURVIVED = []     # kills of each stage that was tested
+
+def survive(start, kills, seed, work, args, log, finished, wipe, check):
     """Run `work(*args, log)`, which writes a word to `log` for each thing it does, and kill it at random moments, `kills` times; then
-    let it end. `finished()` says, before each start, what is done: it must not be done again. `wipe()` begins anew after a run that got through."""
+    let it end. `finished()` says, before each start, what is done: it must not be done again. `check()` compares every result that
+    a run came to with what is expected; `wipe()` begins anew after it."""
     draw, killed, spared = random.Random(seed), 0, 0
-    def one(patience=None):
+    def ends(patience=None):
         nonlocal spared
         before = set(map(str, finished()))
         log.write_text('')
@@ -51,15 +54,17 @@ def survive(start, kills, seed, work, args, log, finished, wipe):
         again = before & set(log.read_text().split())
         assert not again, f'finished before the kill, and done again: {sorted(again)}'
         spared += len(before)
-        return alive
+        if not alive: check()
+        return not alive
     begin = time.perf_counter()
-    assert not one()
+    assert ends()
     whole = time.perf_counter() - begin
     wipe()
     while killed < kills:
-        if one(draw.uniform(0, whole)): killed += 1
-        else: wipe()
-    assert not one()
+        if ends(draw.uniform(0, whole)): wipe()
+        else: killed += 1
+    assert ends()
+    SURVIVED.append(killed)
     print(f'{killed} of {kills} kills survived, {spared} finished things were not done again')
 
 def kills_of(request, fast, slow): return slow if request.config.getoption('--slow', default=False) else fast
@@ -88,8 +93,8 @@ def test_store(start, sample, tmp_path, request, workers):
     loading.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
     def journal(): return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
     def wipe(): shutil.rmtree(folder, ignore_errors=True)
-    survive(start, kills_of(request, 2, 6), workers, build, (frame, sample, folder, workers), tmp_path/'log', journal, wipe)
-    assert contents(folder) == contents(tmp_path/'reference')
+    def check(): assert contents(folder) == contents(tmp_path/'reference')
+    survive(start, kills_of(request, 2, 6), workers, build, (frame, sample, folder, workers), tmp_path/'log', journal, wipe, check)
 
 # The download
 
@@ -111,12 +116,13 @@ def test_download(start, tmp_path, request):
         kept.append(partial.stat().st_size if partial.exists() else 0)
         return []
     with serve(archive, rate=archive.stat().st_size/1.5) as kaggle:
-        wipe = lambda: shutil.rmtree(cache, ignore_errors=True)
-        survive(start, kills_of(request, 2, 10), 3, fetch, (kaggle.env(cache), cache, counts), tmp_path/'log', note, wipe)
+        def wipe(): shutil.rmtree(cache, ignore_errors=True)
+        def check():
+            root = cache/'datasets/ravidussilva/real-ai-art/versions/5/Real_AI_SD_LD_Dataset'
+            assert all((root/name).read_bytes() == name.encode()*1000 for name in names) and not partial.exists()
+        survive(start, kills_of(request, 2, 10), 3, fetch, (kaggle.env(cache), cache, counts), tmp_path/'log', note, wipe, check)
         ranges = {int(span.removeprefix('bytes=').strip('-')) for span in kaggle.log if span}
     assert ranges <= set(kept)
-    root = cache/'datasets/ravidussilva/real-ai-art/versions/5/Real_AI_SD_LD_Dataset'
-    assert all((root/name).read_bytes() == name.encode()*1000 for name in names) and not partial.exists()
 
 # Training
 
@@ -154,14 +160,16 @@ def test_training(start, sample, tmp_path, request):
     assert reference.exitcode == 0
     run = tmp_path/'run'
     wipe = lambda: shutil.rmtree(run, ignore_errors=True)
-    survive(start, kills_of(request, 3, 12), 5, fit, (store, run), tmp_path/'log', lambda: epochs_done(run), wipe)
-    weights, again = (training.load_file(folder/'model.safetensors') for folder in (tmp_path/'reference', run))
-    assert weights.keys() == again.keys() and all((weights[name] == again[name]).all() for name in weights)
-    for part in ('validation', 'test'):
-        for one, other in zip(training.load_predictions(tmp_path/'reference', part), training.load_predictions(run, part)): assert (one == other).all()
-    losses = [training.pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']] for folder in (tmp_path/'reference', run)]
-    assert len(losses[0]) == 8 and losses[0].equals(losses[1])
-    assert not [p for p in run.iterdir() if p.name.endswith('.part')], 'half-written files stay behind'
+    expected = training.load_file(tmp_path/'reference/model.safetensors')
+    def losses(folder): return training.pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']]
+    def check():
+        weights = training.load_file(run/'model.safetensors')
+        assert weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
+        for part in ('validation', 'test'):
+            for one, other in zip(training.load_predictions(tmp_path/'reference', part), training.load_predictions(run, part)): assert (one == other).all()
+        assert len(losses(run)) == 8 and losses(run).equals(losses(tmp_path/'reference'))
+        assert not list(run.glob('.*.part')), 'half-written files stay behind'
+    survive(start, kills_of(request, 3, 12), 5, fit, (store, run), tmp_path/'log', lambda: epochs_done(run), wipe, check)
 
 # An experiment from data to record: store, training, predictions, evaluation
 
@@ -170,36 +178,94 @@ def noted_epoch(self):
     with open(os.environ['NOTES'], 'a') as file: file.write(f'epoch{len(self.rows)}\n')
     before_epoch(self)
 
-before_epoch = training.Checkpoint.before_epoch
+def noted_predictions(*args):
+    "Note that pictures are asked, then ask them."
+    with open(os.environ['NOTES'], 'a') as file: file.write('predictions\n')
+    save_run(*args)
 
-def experiment(recipe, root, runs, cache, log):
-    "In the victim: what artinsight_train does."
+before_epoch, save_run = training.Checkpoint.before_epoch, training.save_run
+
+def experiment(recipe, root, runs, cache, pause, log):
+    "In the victim: what artinsight_train does; each evaluation takes `pause` seconds longer, so that a kill can meet it."
     os.environ.update(NOTES=str(log), ARTINSIGHT_CACHE=str(cache))
-    loading._decode_block, training.Checkpoint.before_epoch = noted, noted_epoch
+    loading._decode_block, training.Checkpoint.before_epoch, training.save_run = noted, noted_epoch, noted_predictions
+    evaluate = study.evaluate
+    study.evaluate = lambda *args: (time.sleep(pause), evaluate(*args))[1]
     study.run_experiment(recipe, data.index(root), runs, 'none', 'cpu')
 
-def test_experiment(start, sample, tmp_path, request):
-    "Same weights, predictions and figures, wherever it was cut: while decoding, training, predicting, evaluating or recording."
-    root, recipe = tmp_path/'data', replace(study.find_experiment('simple_cnn', quick=True), epochs=6)
-    for split, n in (('train', 9), ('test', 3)):
-        for folder in data.FOLDERS:
-            (root/split/folder).mkdir(parents=True)
-            for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, root/split/folder)
-    reference = start(experiment, recipe, root, tmp_path/'reference', tmp_path/'cache0', os.devnull)
+class Trial:
+    "An experiment on few pictures, its folders, and the same one done without interruption."
+    def __init__(self, sample, place, epochs):
+        self.root, self.cache, self.runs, self.reference = place/'data', place/'cache', place/'runs', place/'reference'
+        self.run, self.recipe = self.runs/'simple_cnn', replace(study.find_experiment('simple_cnn', quick=True), epochs=epochs)
+        for split, n in (('train', 9), ('test', 3)):
+            for folder in data.FOLDERS:
+                (self.root/split/folder).mkdir(parents=True)
+                for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, self.root/split/folder)
+    def args(self, pause=0): return self.recipe, self.root, self.runs, self.cache, pause
+    def done(self):
+        "What must not be done again: blocks, epochs, predictions."
+        blocks = [json.loads(line)['block'] for p in self.cache.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
+        epochs = range(self.recipe.epochs) if (self.run/'record.json').exists() else epochs_done(self.run)
+        return [*blocks, *(f'epoch{n}' for n in epochs), *(['predictions'] if (self.run/'predictions.npz').exists() else [])]
+    def check(self):
+        "The same record but for times, the same weights, and nothing that a kill left."
+        one, other = (training.read_record(folder) for folder in (self.reference/'simple_cnn', self.run))
+        for part in ('experiment', 'data', 'validation', 'test', 'best_epoch'): assert one[part] == other[part], part
+        weights = [training.load_file(folder/'model.safetensors') for folder in (self.reference/'simple_cnn', self.run)]
+        assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+        assert {p.name for p in self.run.iterdir()} == {'.lock', 'record.json', 'model.safetensors', 'predictions.npz', 'history.csv'}
+
+@pytest.fixture
+def trial(start, sample, tmp_path):
+    trial = Trial(sample, tmp_path, epochs=6)
+    reference = start(experiment, trial.recipe, trial.root, trial.reference, tmp_path/'cache0', 0, os.devnull)
     reference.join()
     assert reference.exitcode == 0
-    run, cache = tmp_path/'runs/simple_cnn', tmp_path/'cache'
-    def done():
-        blocks = [json.loads(line)['block'] for p in cache.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
-        return [*blocks, *(f'epoch{n}' for n in (range(recipe.epochs) if (run/'record.json').exists() else epochs_done(run)))]
+    return trial
+
+def test_experiment(start, trial, tmp_path, request):
+    "Same store, weights, predictions and figures, wherever it was cut: while decoding, training, predicting, evaluating or recording."
+    def check():
+        trial.check()
+        assert contents(tmp_path/'cache0') == contents(trial.cache)
     def wipe():
-        for folder in (cache, tmp_path/'runs'): shutil.rmtree(folder, ignore_errors=True)
-    survive(start, kills_of(request, 2, 8), 11, experiment, (recipe, root, tmp_path/'runs', cache), tmp_path/'log', done, wipe)
-    one, other = (training.read_record(folder) for folder in (tmp_path/'reference/simple_cnn', run))
-    for part in ('experiment', 'data', 'validation', 'test', 'best_epoch'): assert one[part] == other[part], part
-    weights = [training.load_file(folder/'model.safetensors') for folder in (tmp_path/'reference/simple_cnn', run)]
-    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
-    assert contents(tmp_path/'cache0') == contents(cache)
+        for folder in (trial.cache, trial.runs): shutil.rmtree(folder, ignore_errors=True)
+    survive(start, kills_of(request, 2, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
+
+def test_evaluation(start, trial, tmp_path, request, monkeypatch):
+    "Cut while it evaluates: nothing is trained or predicted again, and the record is the same."
+    def cut(run): raise KeyboardInterrupt
+    monkeypatch.setenv('ARTINSIGHT_CACHE', str(trial.cache))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(study, 'score', cut)
+        study.run_experiment(trial.recipe, data.index(trial.root), trial.runs, 'none', 'cpu')
+    trained = shutil.copytree(trial.runs, tmp_path/'trained')
+    def wipe():
+        shutil.rmtree(trial.runs)
+        shutil.copytree(trained, trial.runs)
+    assert 'predictions' in trial.done()
+    survive(start, kills_of(request, 2, 6), 13, experiment, trial.args(pause=.4), tmp_path/'log', trial.done, wipe, trial.check)
+
+@pytest.mark.slow     # nbs/08_study.ipynb shows the same on few pictures
+def test_another_machine_goes_on(sample, tmp_path):
+    "Runs and store on a drive that outlives the machine: the pictures are fetched again there, with other dates; nothing is decoded or trained twice."
+    trial = Trial(sample, tmp_path, epochs=15)
+    env = {**os.environ, 'ARTINSIGHT_CACHE': str(tmp_path/'drive/cache'), 'OMP_NUM_THREADS': '1'}
+    command = ['artinsight_train', 'simple_cnn', '--quick', '--data', str(trial.root), '--runs', str(tmp_path/'drive/runs'), '--device', 'cpu']
+    run = tmp_path/'drive/runs/simple_cnn'
+    first = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while first.poll() is None and len(epochs_done(run)) < 2: time.sleep(.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    shutil.move(trial.root, tmp_path/'lost')
+    for file in (tmp_path/'lost').rglob('*.*'):
+        (again := trial.root/file.relative_to(tmp_path/'lost')).parent.mkdir(parents=True, exist_ok=True)
+        again.write_bytes(file.read_bytes())
+    epochs = len(epochs_done(run))
+    second = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert second.returncode == 0 and f'simple_cnn: resumed after {epochs} epochs' in second.stderr, second.stderr
+    assert 'decoding' not in second.stderr and training.read_record(run)['epochs'] > epochs
 
 # The report: notebooks executed in a copy, then pages
 
@@ -245,5 +311,12 @@ def test_report(start, tmp_path):
     assert run.exitcode == 0
     whole = site()
     wipe()
-    survive(start, 6, 7, report, (project,), tmp_path/'log', executed, wipe)
-    assert site() == whole and len(whole) == 4
+    def check(): assert site() == whole and len(whole) == 4
+    survive(start, 6, 7, report, (project,), tmp_path/'log', executed, wipe, check)
+
+@pytest.mark.slow
+def test_forty_kills():
+    "Last in this file: over all stages, as many as were promised."
+    if len(SURVIVED) < 7: pytest.skip('counts the kills of the whole file: run all of it')
+    print(f'{sum(SURVIVED)} of {sum(SURVIVED)} kills survived, over {len(SURVIVED)} stages')
+    assert sum(SURVIVED) >= 40
