@@ -5,8 +5,9 @@
 Builds a Python 3.12 environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again,
 executes all cells top to bottom in one kernel with the install cell pointed at a copy of this checkout, and looks whether
 torch was replaced. Cells marked `#| cuda` are left out where there is no GPU, `#| slow` ones without `--slow`; the table counts them.
+The table is kept in benchmarks/results/DATE-colab.json, where notebooks of an earlier call on that day stay.
 """
-import argparse, os, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -63,20 +64,34 @@ def left_out(cell): return cell.cell_type == 'code' and any(line.replace(' ', ''
 before = len(nb.cells)
 nb.cells = [cell for cell in nb.cells if not left_out(cell)]
 NotebookClient(nb, timeout=1800, kernel_name='python3', resources={'metadata': {'path': sys.argv[3]}}).execute()
-print('left out', before - len(nb.cells))
+print(before - len(nb.cells))
 """
 
 def run(notebook, copy, leave):
-    "(seconds, cells left out or the error's last lines, torch untouched) of one notebook."
+    "(seconds, how many cells were left out or the error's last lines, torch untouched) of one notebook."
     subprocess.run([PYTHON, '-m', 'pip', 'uninstall', '-q', '-y', 'artinsight'], check=True, capture_output=True)
     mark, start = torch_mark(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         alone = shutil.copy(notebook, folder)
         env = {name: value for name, value in os.environ.items() if not name.startswith(('ARTINSIGHT_', 'VIRTUAL_ENV', 'PYTHONPATH'))}
-        env |= dict(ARTINSIGHT_SOURCE=str(copy), PATH=f"{PYTHON.parent}{os.pathsep}{env['PATH']}", COLAB_RELEASE_TAG='rehearsal')
+        env |= dict(ARTINSIGHT_SOURCE=str(copy), PIP_CONSTRAINT=os.devnull, PATH=f"{PYTHON.parent}{os.pathsep}{env['PATH']}", COLAB_RELEASE_TAG='rehearsal')     # this machine's caps are not Colab's
         got = subprocess.run([PYTHON, '-c', RUN, alone, ','.join(leave), folder], env=env, cwd=folder, capture_output=True, text=True)
     said = got.stdout.strip().splitlines()[-1] if got.returncode == 0 else 'FAILED\n' + '\n'.join(got.stderr.strip().splitlines()[-12:])
     return time.perf_counter() - start, said, torch_mark() == mark
+
+def installed():
+    "Versions of what matters in the environment."
+    names = ['torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'numpy']
+    code = f'import json, importlib.metadata as m; print(json.dumps({{name: m.version(name) for name in {names}}}))'
+    return json.loads(subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout)
+
+def keep(row, leave):
+    "Write a notebook's row into today's record, in place of an earlier one."
+    file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
+    rows = json.loads(file.read_text())['rows'] if file.exists() else []
+    rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
+    told = {'date': str(datetime.date.today()), 'what': 'every notebook alone in an empty folder, as on Colab', 'python': '3.12', 'versions': installed(), 'left_out': leave}
+    file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,8 +105,10 @@ def main():
     bad = 0
     for notebook in args.notebooks or sorted((REPO/'nbs').glob('*.ipynb')):
         seconds, said, same = run(notebook.resolve(), copy, leave)
-        bad += said.startswith('FAILED') or not same
-        print(f"{notebook.name:24} {seconds:6.1f} s  {'torch kept' if same else 'TORCH REPLACED'}  {said}", flush=True)
+        passed = not said.startswith('FAILED')
+        bad += not (passed and same)
+        keep({'notebook': notebook.name, 'passed': passed, 'torch_kept': same, 'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
+        print(f"{notebook.name:24} {seconds:6.1f} s  {'torch kept' if same else 'TORCH REPLACED'}  {said + ' cells left out' if passed else said}", flush=True)
     print('all green' if not bad else f'{bad} failed')
     sys.exit(bool(bad))
 

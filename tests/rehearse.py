@@ -1,10 +1,10 @@
 """The whole path, rehearsed on a painted replica of AI-ArtBench with its 60 counts (or a share of them).
 
-    python tests/rehearse.py [PERCENT] [--full N] [--place DIR] [--keep] [--only STEP...] [--device NAME]
+    python tests/rehearse.py [PERCENT] [--full N] [--place DIR] [--keep] [--only STEP...] [--device NAME] [--out FILE]
 
 Paint, zip, download through kagglehub's own client from a server on this machine, index, choice, split, store, one epoch of each
 experiment, evaluation of as many predictions as AI-ArtBench has test pictures, audit, report. Each step is a process of its own;
-its time, memory (its own, and resident with mapped files) and disk go to benchmarks/results/DATE-rehearsal-DEVICE-PERCENT.json. The
+its time, memory (its own, and resident with mapped files) and disk go to FILE (benchmarks/results/DATE-rehearsal-DEVICE-PERCENT.json). The
 folder of a broken rehearsal can be given again with --place: finished steps are not repeated. 100 percent needs about 25 GB of disk.
 On a CPU resnet18_best trains on MOST pictures out of the whole store, so that a rehearsal ends within the hour; it is tested on all.
 """
@@ -190,6 +190,7 @@ def main():
     parser.add_argument('--keep', action='store_true', help='leave the folder there')
     parser.add_argument('--only', nargs='*', help='these steps alone')
     parser.add_argument('--device')
+    parser.add_argument('--out', type=Path, help='where to write the record')
     parser.add_argument('--step', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -210,9 +211,9 @@ def main():
     if not args.only:
         result = {'date': datetime.date.today().isoformat(), 'what': 'painted replica of AI-ArtBench', 'percent': args.percent, 'full_size_per_folder': args.full,
                   'cores': os.cpu_count(), 'load_average': os.getloadavg()[2], 'device': device, 'peak_memory_mb': max(row['memory_mb'] for row in done), 'steps': done}
-        file = ROOT/f"benchmarks/results/{result['date']}-rehearsal-{device}-{args.percent:g}.json"
+        file = args.out or ROOT/f"benchmarks/results/{result['date']}-rehearsal-{device}-{args.percent:g}.json"
         file.write_text(json.dumps(result, indent=1) + '\n')
-        print(f'{file.relative_to(ROOT)}: every step done' if all(row['ok'] for row in done) else 'some steps failed, see above')
+        print(f'{file}: every step done' if all(row['ok'] for row in done) else 'some steps failed, see above')
     if not args.keep and not args.place: shutil.rmtree(place)
     sys.exit(not all(row['ok'] for row in done))
 

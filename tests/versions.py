@@ -3,8 +3,8 @@
     python tests/versions.py [--python 3.12 ...] [--set development|newest ...] [TEST...]
 
 Each pair gets an environment of its own (in the temporary folder, with uv; kept for the next time), artinsight installed into
-it from a copy of this checkout, and runs the tests named in TESTS. Prints a table, keeps it in benchmarks/results/DATE-versions.json
-(where pairs of an earlier call on that day stay); exits 1 if one failed.
+it from a copy of this checkout, and runs the tests named in TESTS (not those of notebooks and pages, which want nbdev, nor those that compare Grad-CAM with its peers).
+Prints a table, keeps it in benchmarks/results/DATE-versions.json (where what an earlier call on that day found stays); exits 1 if one failed.
 """
 import argparse, datetime, json, os, re, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
@@ -14,7 +14,7 @@ from colab import REPO, copy_of_checkout, interpreter, uv_program
 
 HOME = Path(tempfile.gettempdir())/'artinsight-versions'
 PYTHONS, SETS = ('3.10', '3.11', '3.12', '3.13'), ('development', 'newest')
-TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study')]
+TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study', 'predict', 'app', 'audit', 'gradcam_honesty', 'device')]
 TOOLS = ['pytest', 'hypothesis', 'pip']
 NEWEST = ['fastai>=2.8.7', 'fastcore>=2', 'pandas>=3', 'torch', 'torchvision']     # pandas 3 wants Python 3.11
 SHOWN = ('torch', 'fastai', 'fastcore', 'pandas', 'numpy')
@@ -40,21 +40,28 @@ def build(version, kind, copy):
     run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more, f'{copy}[data]', *wanted, *TOOLS)
     return place/'bin/python'
 
-def test(python, copy, tests):
-    "(what pytest said last, seconds) of the tests, with the installed package."
-    begin = time.perf_counter()
+def test(python, copy, names):
+    "What pytest said last of each file of tests, with the installed package: {name: words}."
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
     imported = subprocess.run([python, '-c', IMPORT], cwd=HOME, env=env, capture_output=True, text=True)
-    if imported.returncode: return 'import failed: ' + imported.stderr.strip().splitlines()[-1][:150], 0
-    done = subprocess.run([python, '-P' if python.parent.parent.name[:4] != '3.10' else '-B', '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider', *(copy/'tests'/name for name in tests)],
-                          cwd=HOME, env=env, capture_output=True, text=True)
-    (python.parent.parent/'pytest.log').write_text(done.stdout + done.stderr)
-    return re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1]), time.perf_counter() - begin
+    if imported.returncode: return {'import': 'failed: ' + imported.stderr.strip().splitlines()[-1][:150]}
+    said, words = {}, [python, '-P' if python.parent.parent.name[:4] != '3.10' else '-B', '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider']
+    for name in names:
+        done = subprocess.run([*words, copy/'tests'/name], cwd=HOME, env=env, capture_output=True, text=True)
+        (python.parent.parent/f'{name}.log').write_text(done.stdout + done.stderr)
+        said[name] = re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1])
+    return said
+
+def green(words): return bool(re.fullmatch(r'\d+ passed.*', words)) and 'failed' not in words and 'error' not in words
 
 def keep(row):
-    "Write a row into today's record, in place of an earlier one of the same pair."
+    "Write a row into today's record; what an earlier call found of the same pair's other tests stays."
     file = REPO/f'benchmarks/results/{datetime.date.today()}-versions.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
+    same = lambda old: all(old[name] == row[name] for name in ('python', 'set', 'versions'))
+    earlier = next((old for old in rows if same(old)), {'tests': {}, 'seconds': 0})
+    tests = earlier['tests'] | row['tests']
+    row = row | {'tests': tests, 'seconds': earlier['seconds'] + row['seconds'], 'passed': all(map(green, tests.values()))}
     rows = sorted([old for old in rows if (old['python'], old['set']) != (row['python'], row['set'])] + [row], key=lambda row: (row['python'], row['set']))
     file.write_text(json.dumps({'date': str(datetime.date.today()), 'what': 'the quick tests on other versions', 'rows': rows}, indent=1) + '\n')
 
@@ -69,15 +76,17 @@ def main():
     print(f"{'python':8}{'set':13}" + ''.join(f'{name:16}' for name in SHOWN) + 'tests')
     for version in args.python:
         for kind in args.set:
+            begin = time.perf_counter()
             try:
                 python = build(version, kind, copy)
                 found = json.loads(subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True).stdout)
-                said, seconds = test(python, copy, args.tests)
-            except subprocess.CalledProcessError as error: found, said, seconds = {}, 'not to be had: ' + ' '.join(error.stderr.split())[:300], 0
-            passed = bool(re.fullmatch(r'\d+ passed.*', said)) and 'failed' not in said and 'error' not in said
-            bad += not passed
-            keep({'python': version, 'set': kind, 'passed': passed, 'said': said if passed else said.partition(':')[0], 'tests': args.tests, 'versions': found, 'seconds': round(seconds)})
-            print(f'{version:8}{kind:13}' + ''.join(f"{found.get(name, '-'):16}" for name in SHOWN) + f'{said} ({seconds:.0f} s)', flush=True)
+                said = test(python, copy, args.tests)
+            except subprocess.CalledProcessError as error: found, said = {}, {'environment': 'not to be had: ' + ' '.join(error.stderr.split())[:300]}
+            seconds, red = time.perf_counter() - begin, {name: words for name, words in said.items() if not green(words)}
+            bad += bool(red)
+            keep({'python': version, 'set': kind, 'tests': said, 'versions': found, 'seconds': round(seconds)})
+            passed = sum(int(words.split()[0]) for words in said.values() if green(words))
+            print(f'{version:8}{kind:13}' + ''.join(f"{found.get(name, '-'):16}" for name in SHOWN) + f'{passed} passed, red: {red or "none"} ({seconds:.0f} s)', flush=True)
     sys.exit(bool(bad))
 
 if __name__ == '__main__': main()
