@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['ACCURACY', 'COLUMNS', 'FIGURES', 'LIMITS', 'USE', 'LICENCE', 'HUB_APP', 'EXPORTS', 'MAX_BYTES', 'MAX_UPLOAD_PIXELS',
-           'MAX_WORK', 'MAX_FILES', 'CSS', 'FADE', 'MADE', 'HINT', 'calibration', 'soften', 'Run', 'load_run',
-           'list_images', 'to_pixels', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words', 'line', 'report_bad',
-           'artinsight_predict', 'free_name', 'explain_files', 'explain_some', 'artinsight_explain', 'warning',
-           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card_text', 'card', 'write_card', 'Pixels',
-           'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'all_probs',
-           'check_export', 'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export',
-           'open_upload', 'data_uri', 'bar', 'verdict_html', 'overlay_html', 'problem_html', 'Neighbours',
-           'nearest_html', 'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload', 'example_pictures',
-           'build_app', 'one_picture', 'serve', 'artinsight_app']
+           'MAX_WORK', 'MAX_FILES', 'CSS', 'FADE', 'MADE', 'HINT', 'calibration', 'soften', 'Dense', 'for_answers',
+           'Run', 'load_run', 'list_images', 'to_pixels', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words',
+           'line', 'report_bad', 'artinsight_predict', 'free_name', 'explain_files', 'explain_some',
+           'artinsight_explain', 'warning', 'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card_text',
+           'card', 'write_card', 'Pixels', 'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch',
+           'speed', 'all_probs', 'check_export', 'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run',
+           'artinsight_export', 'open_upload', 'data_uri', 'bar', 'verdict_html', 'overlay_html', 'problem_html',
+           'Neighbours', 'nearest_html', 'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload',
+           'example_pictures', 'build_app', 'one_picture', 'serve', 'open_page', 'tell_where', 'artinsight_app']
 
 # %% ../nbs/11_app.ipynb #app-003
-import base64, glob, html, io, logging, os, shutil, signal, sys, tempfile
+import base64, glob, html, io, logging, math, os, shutil, signal, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module, metadata
 from json import dumps, loads
@@ -36,10 +37,10 @@ from .audit import limits
 from .data import CLASSES, ORIGINS, PICTURE_ENDINGS, STYLES, atomic_write, choose, console, fingerprint, index
 from .evaluation import choose_threshold, fit_temperature, load
 from .gradcam import explain as explain_pixels, explanation_picture, overlay
-from .loading import FORMATS, PICTURE_ERRORS, SQUASH, BadPicture, decode, normalise, open_picture, squash, to_rgb
+from .loading import FORMATS, PICTURE_ERRORS, SQUASH, BadPicture, decode, keep_freed_memory, normalise, open_picture, squash, to_rgb
 from .sample import painted_sample
-from .study import load_model
-from .training import load_predictions, read_record
+from .study import find_device, load_model
+from .training import fold_batchnorm, load_predictions, read_record
 
 # %% ../nbs/11_app.ipynb #app-010
 def calibration(
@@ -65,6 +66,39 @@ def soften(
         for weight in last.parameters(): weight /= temperature
     return model
 
+# %% ../nbs/11_app.ipynb #app-011c
+class Dense(nn.Linear):
+    "A convolution over maps of one known size, as a matrix."
+    def __init__(self,
+        conv: nn.Conv2d,  # padded with zeros, if at all
+        before,  # shape of a map that enters: channels, height, width
+        after,  # and of one that leaves
+    ):
+        super().__init__(math.prod(before), math.prod(after))
+        self.after, alone = tuple(after), torch.eye(self.in_features).view(-1, *before)  # one cell of one channel each
+        with torch.no_grad():
+            self.weight.copy_(nn.functional.conv2d(alone, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups).flatten(1).T)
+            self.bias.copy_(torch.zeros(after) if conv.bias is None else conv.bias.repeat_interleave(math.prod(after[1:])))
+
+    def forward(self, maps): return super().forward(maps.flatten(1)).unflatten(1, self.after)
+
+# %% ../nbs/11_app.ipynb #app-011d
+def for_answers(
+    model: nn.Module,  # any CNN
+    size: int,  # pixels of the pictures that it will see, and no others
+) -> nn.Module:  # a copy with the same answers and the same names of layers
+    "Fold BatchNorms, and turn convolutions over tiny maps into matrices, where these are not much larger than the kernels."
+    model, shapes = fold_batchnorm(model), {}
+    def note(layer, inputs, output): shapes[layer] = inputs[0].shape[1:], output.shape[1:]
+    convs = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    handles = [layer.register_forward_hook(note) for layer in convs.values()]
+    with torch.no_grad(): model(torch.zeros(1, 3, size, size))
+    for handle in handles: handle.remove()
+    for name, layer in convs.items():
+        before, after = shapes[layer]
+        if math.prod(before) * math.prod(after) <= 2 * layer.weight.numel(): model.set_submodule(name, Dense(layer, before, after))
+    return model.to(memory_format=torch.channels_last)
+
 # %% ../nbs/11_app.ipynb #app-012
 class Run:
     "A trained run that answers questions about pictures: `record`, `model` (calibrated), `size`; `load_run` opens one."
@@ -76,7 +110,7 @@ class Run:
     ):
         self.path, self.record, self.device = Path(path), record, torch.device(device)
         self.size, self.calibration = record['experiment']['size'], calibration(path, record)
-        self.model = soften(model, self.calibration['temperature']).to(self.device).eval()
+        self.model = soften(for_answers(model, self.size), self.calibration['temperature']).to(self.device).eval()
 
     def __repr__(self): return f"Run {self.record['experiment']['name']} at {self.size} px, trained on {self.record['data']['name']}"
 
@@ -88,7 +122,7 @@ def load_run(
     "Open a run, executing nothing of it; FileNotFoundError or ValueError, in one line, where it is none of ours."
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f'no such run: {path}. Train one with artinsight_train NAME')
-    record, model = read_record(path), load_model(path)
+    record, model, device = read_record(path), load_model(path), find_device(device)
     try: return Run(path, record, model, device)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f'{path} is no run that this artinsight can use ({type(error).__name__}: {str(error).splitlines()[0][:150]})') from error
@@ -189,12 +223,13 @@ def predict_some(self: Run,
 @patch
 def predict(self: Run,
     images,  # as `list_images` takes them
-    batch_size: int | None = None,  # None: 256 small pictures, 32 of 64 px and more
+    batch_size: int | None = None,  # None: 128 small pictures, 32 of 64 px and more
     workers: int | None = None,  # threads, which decode and compute; None: one a core
 ) -> pd.DataFrame:  # a row a picture, in order; `problem` says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done."
+    if self.device.type == 'cpu': keep_freed_memory()
     images = list_images(images)
-    answers = [row for some in in_batches(self.predict_some, images, batch_size or (256 if self.size < 64 else 32), workers) for row in some]
+    answers = [row for some in in_batches(self.predict_some, images, batch_size or (128 if self.size < 64 else 32), workers) for row in some]
     names = (str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}' for i, image in enumerate(images))
     return pd.DataFrame([{'path': name, **answer} for name, answer in zip(names, answers)], columns=COLUMNS)
 
@@ -520,20 +555,20 @@ def to_int8(
     return found
 
 # %% ../nbs/11_app.ipynb #app-066
-HUB_APP = 'from artinsight.app import load_run, serve\n\nserve(load_run("."), server_name="0.0.0.0")\n'
+HUB_APP = 'from pathlib import Path\n\nfrom artinsight.app import load_run, serve\n\nserve(load_run(Path(__file__).resolve().parent), server_name="0.0.0.0")\n'
 
 def to_hub(
     run: Run,
     out,  # folder to make
 ):
     "Write a folder that can be pushed to the Hugging Face Hub as it is, as a model or as a Space; it is a run, too."
-    record, version = {**run.record, 'calibration': run.calibration}, metadata.version('artinsight')
+    record, home = {**run.record, 'calibration': run.calibration}, metadata.metadata('artinsight')['Home-page']
     tags = dumps(['art', 'ai-art-detection', 'image-classification', record['experiment']['model']])
     head = f"---\ntitle: artinsight {record['experiment']['name']}\nlicense: apache-2.0\nlibrary_name: artinsight\npipeline_tag: image-classification\ntags: {tags}\nsdk: gradio\napp_file: app.py\nemoji: 🖼️\n---\n\n"
     config = {'architecture': record['experiment']['model'], 'num_classes': len(CLASSES), 'label_names': CLASSES, 'image_size': run.size,
               'id2label': dict(enumerate(CLASSES)), **{name: value for name, value in describe_input(run).items() if name in ('input', 'output')}}
     files = {'README.md': head + card(run), 'record.json': dumps(record, indent=1), 'config.json': dumps(config, indent=1),
-             'app.py': HUB_APP, 'requirements.txt': f'artinsight[app]>={version}\n'}
+             'app.py': HUB_APP, 'requirements.txt': f'artinsight[app] @ git+{home}\n'}
     with atomic_write(out) as unfinished:
         unfinished.mkdir()
         for name, text in files.items(): (unfinished / name).write_text(text, encoding='utf-8')
@@ -823,9 +858,8 @@ def one_picture(gr, run: Run, near, examples: list):
     with gr.Row():
         with gr.Column():
             target = gr.Radio([('class', 'class'), ('origin, human or AI', 'origin'), ('style', 'style')], value='class', label='Show what speaks for its')
-            opacity = gr.Slider(0, 100, 50, step=5, label='Heat map opacity, %', buttons=[])
-        with gr.Column(): heat = gr.HTML()
-    alike = gr.HTML()
+            opacity, heat = gr.Slider(0, 100, 50, step=5, label='Heat map opacity, %', buttons=[]), gr.HTML()
+        with gr.Column(): alike = gr.HTML()
     row = gr.JSON(visible=False)
     image.preprocess = lambda upload: upload.path if upload else None  # `open_upload` is the first to decode it
     gr.on([image.change, target.change], partial(answer_upload, run, near), [image, target, opacity], [verdict, heat, alike, row],
@@ -846,6 +880,21 @@ def serve(
     page.launch(**{'server_name': '127.0.0.1', 'theme': theme, 'css': CSS, 'max_file_size': MAX_BYTES, 'footer_links': [], 'ssr_mode': False, **launch})
     return page
 
+# %% ../nbs/11_app.ipynb #app-103b
+def open_page(run: Run, data, port, share):  # gradio.Blocks, running
+    "`serve` without Gradio's own words; OSError where the port is taken."
+    try:
+        with redirect_stdout(io.StringIO()): return serve(run, data, server_port=port, share=share, prevent_thread_lock=True)
+    except OSError as error:
+        if 'empty port' not in str(error): raise
+        raise OSError(f"port {port or '7860 and those after it'} is taken: name another one with --port") from error
+
+def tell_where(page, share):  # the page
+    "Print where a page can be found; on standard error, that a public link could not be had."
+    print(page.local_url, *filter(None, [page.share_url]), sep='\n', flush=True)
+    if share and not page.share_url: print("No public link: Gradio's servers cannot be reached. The page is open on this machine only.", file=sys.stderr)
+    return page
+
 # %% ../nbs/11_app.ipynb #app-104
 @console
 def artinsight_app(
@@ -856,9 +905,10 @@ def artinsight_app(
     device: str = 'cpu',  # where the model runs
 ):
     "Open a page on this machine that answers questions about pictures."
+    if port is not None and not 0 < port < 2**16: raise ValueError(f'--port is a number from 1 to 65535, not {port}')
     opened = load_run(run, device)
     torch.set_num_threads(1)  # requests are small and many
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go, however the page is stopped
     with tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
-        serve(opened, data, server_port=port, share=share)
+        tell_where(open_page(opened, data, port, share), share).block_thread()

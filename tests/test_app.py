@@ -1,10 +1,12 @@
 "The demo page in a real browser, under load, and fed with hostile files; exports and the Hub folder."
+import base64
 import csv
 import html
 import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +26,7 @@ import torch
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, build_app, card, check_export, export_run, from_onnx, load_run, open_upload,
+from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, batch_html, build_app, card, check_export, export_run, from_onnx, load_run, open_upload,
                             read_some, serve, to_hub, to_int8, to_onnx, write_card)
 from artinsight.data import index
 from artinsight.loading import BadPicture
@@ -48,13 +50,13 @@ def real(sample, pictures):
 
 
 @contextmanager
-def serving(run, *words):
-    "`artinsight_app` in a process of its own: its address, and the process."
+def serving(*command):
+    "A page in a process of its own: its address, and the process."
     pytest.importorskip('gradio', reason='the page needs gradio')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(['artinsight_app', str(run), '--port', str(port), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, 'GRADIO_SERVER_PORT': str(port)})
     address = f'http://127.0.0.1:{port}/'
     try:
         for _ in range(600):
@@ -67,10 +69,33 @@ def serving(run, *words):
         process.wait(60)
 
 
+@contextmanager
+def visitor(address):
+    "What asks as a browser does: send a file, wait in the queue, take the answer."
+    httpx = pytest.importorskip('httpx', reason='comes with gradio')
+    with httpx.Client(base_url=address, timeout=120) as client: yield client
+
+
+def send(client, path):
+    "Upload a file: what a question calls it."
+    [name] = client.post('gradio_api/upload', files={'files': Path(path).read_bytes()}).raise_for_status().json()
+    return {'path': name, 'meta': {'_type': 'gradio.FileData'}}
+
+
+def join(client, image): return client.post('gradio_api/call/ask', json={'data': [image, 'class', 50]}).raise_for_status().json()['event_id']
+
+
+def ask(client, path):
+    "All that the page would show about a picture."
+    told = client.get(f'gradio_api/call/ask/{join(client, send(client, path))}').raise_for_status().text
+    assert 'event: complete' in told, told
+    return json.loads(told.rsplit('data: ', 1)[1])
+
+
 @pytest.fixture(scope='module')
 def address(runs):
     from artinsight.sample import painted_sample
-    with serving(runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
+    with serving('artinsight_app', runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
 
 
 @pytest.fixture(scope='module')
@@ -210,32 +235,78 @@ def test_uploads_are_bounded_and_lose_their_metadata(tmp_path):
     with pytest.raises(BadPicture, match='million pixels'): open_upload(tmp_path/'wide.png')
 
 
+def test_no_metadata_of_an_upload_is_shown(run, tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[2] = (48., 12., 30.)  # a place on earth
+    exif[0x010e] = 'the secret place'
+    Image.new('RGB', (60, 40)).save(tmp_path/'here.jpg', exif=exif, comment=b'the secret place')
+    assert b'secret' in (tmp_path/'here.jpg').read_bytes()
+    shown = [*answer_upload(run, None, tmp_path/'here.jpg')[:3], batch_html(run, [tmp_path/'here.jpg'])]
+    files = [base64.b64decode(data) for data in re.findall('base64,([^"]*)"', ''.join(shown))]
+    assert len(files) == 4  # picture, heat map, table, contact sheet
+    assert not any(word in data for data in files for word in (b'Exif', b'secret')) and 'secret' not in ''.join(shown)
+
+
 @pytest.mark.slow
-def test_uploads_are_gone_when_the_page_is(runs, pictures, tmp_path, monkeypatch):
-    gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
+def test_a_page_calls_nobody_and_its_uploads_go_with_it(runs, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv('TMPDIR', str(tmp_path))
-    with serving(runs/'simple_cnn') as (address, _):
-        client = gradio_client.Client(address, verbose=False, download_files=False)
-        assert client.predict(gradio_client.handle_file(str(pictures[0])), 'class', 50, api_name='/ask')[3]['problem'] == ''
-        assert list(tmp_path.rglob('*.jpg'))
-    assert not list(tmp_path.rglob('*.jpg'))
+    with socket.socket() as proxy:  # through which every call to another machine would go
+        proxy.bind(('127.0.0.1', 0))
+        proxy.listen()
+        proxy.settimeout(.1)
+        for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'): monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.getsockname()[1]}')
+        monkeypatch.setenv('NO_PROXY', '127.0.0.1,localhost')
+        with serving('artinsight_app', runs/'simple_cnn') as (address, _), visitor(address) as client:
+            assert ask(client, pictures[0])[3]['problem'] == ''
+            kept = [file for file in tmp_path.rglob('*') if file.is_file() and file.read_bytes() == pictures[0].read_bytes()]
+            with pytest.raises(TimeoutError): proxy.accept()
+        assert kept and not any(file.exists() for file in kept)
+
+
+@pytest.mark.slow
+def test_the_hub_folder_runs_as_a_space(run, pictures, tmp_path):
+    to_hub(run, tmp_path/'hub')
+    with serving(sys.executable, tmp_path/'hub/app.py') as (address, _), visitor(address) as client:
+        assert ask(client, pictures[0])[3]['class'] == run.predict(pictures[0])['class'][0]
+        assert 'artinsight' in client.get('config').text
+
+
+@pytest.mark.slow
+def test_a_notebook_cell_shows_the_page(runs):
+    nbclient, nbformat = (pytest.importorskip(name, reason='needs Jupyter') for name in ('nbclient', 'nbformat'))
+    pytest.importorskip('gradio', reason='the page needs gradio')
+    cells = [f'import httpx\nfrom artinsight.app import load_run, serve\npage = serve(load_run({str(runs/"simple_cnn")!r}))', 'print(httpx.get(page.local_url).status_code)\npage.close()']
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
+    assert any('<iframe src="http://127.0.0.1' in output.get('data', {}).get('text/html', '') for output in notebook.cells[0].outputs)
+    assert notebook.cells[1].outputs[0]['text'].startswith('200')
+
+
+def test_under_load_the_page_queues_and_says_so(browser, address, real, tmp_path):
+    Image.effect_noise((3000, 3000), 80).save(tmp_path/'large.jpg')
+    with visiting(browser, address) as page, visitor(address) as client:
+        large = send(client, tmp_path/'large.jpg')
+        waiting = [join(client, large) for _ in range(15)]
+        upload(page, real)
+        page.get_by_text(re.compile(r'queue: \d+/\d+')).first.wait_for(timeout=60_000)
+        page.wait_for_selector('.stack .heat', timeout=120_000)
+        assert len(set(waiting)) == 15
 
 
 @pytest.mark.slow
 def test_200_uploads_from_8_clients(runs, run, pictures):
-    gradio_client = pytest.importorskip('gradio_client', reason='needs gradio')
     expected = dict(zip(map(str, pictures), run.predict(pictures).to_dict('records')))
     seconds, wrong = [], []
     def resident(process): return int(Path(f'/proc/{process.pid}/statm').read_text().split()[1]) * 4096 / 1e6
     def visit(address, mine):
-        client = gradio_client.Client(address, verbose=False)
-        for path in mine:
-            began = time.perf_counter()
-            told = client.predict(gradio_client.handle_file(str(path)), 'class', 50, api_name='/ask')[3]
-            seconds.append(time.perf_counter() - began)
-            known = expected[str(path)]
-            if told['class'] != known['class'] or abs(told['probability'] - known['probability']) > 1e-4: wrong.append(path)
-    with serving(runs/'simple_cnn') as (address, process):
+        with visitor(address) as client:
+            for path in mine:
+                began = time.perf_counter()
+                told = ask(client, path)[3]
+                seconds.append(time.perf_counter() - began)
+                known = expected[str(path)]
+                if told['class'] != known['class'] or abs(told['probability'] - known['probability']) > 1e-4: wrong.append(path)
+    with serving('artinsight_app', runs/'simple_cnn') as (address, process):
         visit(address, pictures[:40])
         seconds.clear()
         before = resident(process)
@@ -359,18 +430,37 @@ def test_an_audit_stands_in_card_hub_folder_and_page(copied, sample, tmp_path):
     assert any(said[0] in words for words in about)
 
 
-def test_the_page_takes_uploads_clipboard_and_webcam_and_is_shared_on_request(runs, run, monkeypatch):
+def test_the_page_takes_uploads_clipboard_and_webcam_and_is_shared_on_request(runs, run, monkeypatch, capsys):
     gradio = pytest.importorskip('gradio', reason='the page needs gradio')
     images = [block for block in build_app(run).blocks.values() if isinstance(block, gradio.Image)]
     assert [image.sources for image in images] == [['upload', 'clipboard', 'webcam']]
     launched = []
-    monkeypatch.setattr(gradio.Blocks, 'launch', lambda page, **given: launched.append(given))
+    def launch(page, **given):
+        page.local_url, page.share_url = 'http://127.0.0.1:7999/', None  # as where Gradio's servers cannot be reached
+        launched.append(given)
+    monkeypatch.setattr(gradio.Blocks, 'launch', launch)
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')  # the script sets this and the next two for its process, which here is ours
     for module, name in ((signal, 'signal'), (torch, 'set_num_threads')): monkeypatch.setattr(module, name, lambda *_: None)
     for words in ([], ['--share', '--port', '7999']):
         monkeypatch.setattr(sys, 'argv', ['artinsight_app', str(runs/'simple_cnn'), *words])
         artinsight_app()
+        said = capsys.readouterr()
+        assert said.out == 'http://127.0.0.1:7999/\n' and said.err.count('\n') == len(words[:1]) and ('No public link' in said.err) == bool(words)
     assert [(given['share'], given['server_port'], given['server_name']) for given in launched] == [(False, None, '127.0.0.1'), (True, 7999, '127.0.0.1')]
+
+
+@pytest.mark.parametrize('words, why', [(('--port', '70000'), '1 to 65535'), (('--device', 'gpu'), 'no device'), (('--data', '/nowhere'), 'no such folder'), (('--port', None), 'is taken')])
+def test_the_app_refuses_bad_words_in_one_line(runs, monkeypatch, capsys, words, why):
+    pytest.importorskip('gradio', reason='the page needs gradio')
+    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+    for module, name in ((signal, 'signal'), (torch, 'set_num_threads')): monkeypatch.setattr(module, name, lambda *_: None)
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        monkeypatch.setattr(sys, 'argv', ['artinsight_app', str(runs/'simple_cnn'), words[0], words[1] or str(taken.getsockname()[1])])
+        with pytest.raises(SystemExit) as end: artinsight_app()
+    said = capsys.readouterr()
+    assert end.value.code == 2 and why in said.err.splitlines()[-1] and said.out == ''
 
 
 def test_without_gradio_there_is_one_clear_line(run, monkeypatch):

@@ -9,11 +9,15 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import explain_files, load_run
+from artinsight.app import explain_files, load_run, read_some, soften
 from artinsight.data import CLASSES
+from artinsight.gradcam import GradCAM
+from artinsight.loading import normalise
+from artinsight.study import load_model
 
 
 @pytest.fixture(scope='module')
@@ -122,6 +126,18 @@ def test_batches_do_not_change_answers(run, pictures):
     assert (one['class'] == many['class']).all() and np.abs(one.probability - many.probability).max() < 1e-5
 
 
+@pytest.mark.parametrize('name', ['simple_cnn', 'resnet18_base', 'resnet18_best'])
+def test_the_leaner_model_answers_and_looks_as_the_trained_one(runs, pictures, name):
+    run = load_run(runs/name)
+    trained, pixels = load_model(runs/name), read_some(pictures[::12], run.size)[0]
+    soften(trained, run.calibration['temperature'])
+    with torch.no_grad(): probs = trained(normalise(pixels)).softmax(1).numpy()
+    assert np.abs(run.probs(pixels) - probs).max() < 1e-5
+    maps, leaner = (GradCAM(model)(normalise(pixels)) for model in (trained, run.model))
+    assert (maps - leaner).abs().max() < 1e-4
+    if name != 'simple_cnn': assert not [layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+
+
 def test_pil_arrays_and_files_agree(run, pictures):
     image = Image.open(pictures[3])
     frame = run.predict([pictures[3], image, np.asarray(image.convert('RGB'))])
@@ -196,5 +212,7 @@ def test_two_thousand_files_with_bad_ones_among_them(run, pictures, tmp_path, mo
 @pytest.mark.slow
 def test_two_thousand_files(run, pictures, tmp_path):
     many = [pictures[i % len(pictures)] for i in range(1999)] + [tmp_path/'missing.jpg']
+    said = run.predict(many)
+    assert len(said) == 2000 and list(said.path) == list(map(str, many)) and (said.problem != '').sum() == 1
     frame = explain_files(run, many, tmp_path/'out')
     assert (frame.problem != '').sum() == 1 and len(list((tmp_path/'out').iterdir())) == 2 * 1999
