@@ -37,7 +37,7 @@ def build(version, kind, copy):
     caps = HOME/'development.txt'
     caps.write_text('\n'.join(development()))
     more = ['-c', caps] if kind == 'development' else ['--upgrade']
-    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more, f'{copy}[data]', *wanted, *TOOLS)
+    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more, f'{copy}[data,app]', *wanted, *TOOLS)
     return place/'bin/python'
 
 def test(python, copy, names):
