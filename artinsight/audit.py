@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['TABLE_SUMS', 'FACTS', 'FILE_FEATURES', 'FILE_ONLY', 'CONTENT', 'WORDS', 'CHANGES', 'jpeg_quality', 'traits', 'over',
            'read_all', 'jpeg', 'equalise', 'spectrum', 'closer_look', 'grouped', 'balanced', 'about', 'features',
-           'eighths', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'signatures', 'close_pairs',
-           'look_alikes', 'duplicates', 'neighbour_leak', 'answers', 'noise', 'shrink', 'effect', 'asked_again',
-           'split_score', 'trained_on', 'own_scores', 'audit_data', 'audit_model', 'train_again', 'retrain',
-           'write_audit', 'audit', 'shortcut_table', 'share', 'errors', 'shortcut_lines', 'findings', 'change_limits',
-           'unseen_limits', 'limits', 'artinsight_audit']
+           'eighths', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'waves_of', 'outlines',
+           'detail_likeness', 'close_pairs', 'look_alikes', 'duplicates', 'neighbour_leak', 'answers', 'noise',
+           'shrink', 'effect', 'asked_again', 'split_score', 'trained_on', 'own_scores', 'audit_data', 'audit_model',
+           'first_weights', 'other_trainings', 'train_again', 'unseen_generator', 'split_leak', 'retrained',
+           'write_audit', 'audit', 'shortcut_table', 'plot_probes', 'plot_changes', 'share', 'errors', 'shortcut_lines',
+           'leak_in_words', 'unseen_in_words', 'training_lines', 'findings', 'change_limits', 'unseen_limits', 'limits',
+           'audit_of', 'artinsight_audit']
 
 # %% ../nbs/09_audit.ipynb #a7f77195
 import hashlib, io, sys, time
@@ -21,7 +23,7 @@ from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.basics import num_cpus
 from fastcore.script import store_true
 from PIL import Image, ImageFilter, ImageOps, JpegImagePlugin
@@ -31,10 +33,11 @@ from threadpoolctl import threadpool_limits
 
 # %% ../nbs/09_audit.ipynb #a7f77196
 from . import evaluation
-from .data import CLASSES, atomic_write, choose, console, data_folder, index
+from .data import CLASSES, atomic_write, choose, console, data_folder, fingerprint, index
 from .evaluation import Predictions, evaluate, factored, load
 from .loading import PICTURE_ERRORS, decode, normalise, open_picture, squash
-from .study import find_device, load_experiment, load_model, run_experiment
+from .resnet18 import init_name
+from .study import find_device, finished, load_experiment, load_model, run_experiment
 from .training import read_record
 
 # %% ../nbs/09_audit.ipynb #08afae3f
@@ -72,10 +75,10 @@ def over(
     task,  # called with each path
     frame: pd.DataFrame,  # rows of an index
     root,  # the data set's folder
-) -> list:  # results, in the rows' order
+):  # yields results, in the rows' order
     "Run a task over pictures on all cores: in forked processes on Linux, in threads elsewhere."
     pool = get_context('fork').Pool if sys.platform == 'linux' else ThreadPool
-    with pool(num_cpus()) as workers: return workers.map(task, [f'{root}/{path}' for path in frame.path], chunksize=16)
+    with pool(num_cpus()) as workers: yield from workers.imap(task, [f'{root}/{path}' for path in frame.path], chunksize=16)
 
 # %% ../nbs/09_audit.ipynb #23f6a328
 def read_all(
@@ -83,11 +86,14 @@ def read_all(
     root,  # the data set's folder
 ) -> tuple:  # the rows that can be read, their traits (table), their thumbnails uint8 (n, 32, 32, 3)
     "One quick look at every picture; ValueError where none can be read."
-    looked = over(traits, frame, root)
-    readable, looked = frame[[one is not None for one in looked]], [one for one in looked if one]
-    if not looked: raise ValueError(f'none of the {len(frame)} pictures in {root} can be read')
-    facts, thumbs = zip(*looked)
-    return readable, pd.DataFrame(facts, readable.index, FACTS), np.stack(thumbs)
+    readable, facts, thumbs = [], [], np.empty((len(frame), 32, 32, 3), 'uint8')  # filled as they come, since there may be many
+    for looked in over(traits, frame, root):
+        readable.append(looked is not None)
+        if not readable[-1]: continue
+        thumbs[len(facts)] = looked[1]
+        facts.append(looked[0])
+    if not facts: raise ValueError(f'none of the {len(frame)} pictures in {root} can be read')
+    return frame[readable], pd.DataFrame(facts, frame.index[readable], FACTS), thumbs[:len(facts)]
 
 # %% ../nbs/09_audit.ipynb #a3467300
 def jpeg(
@@ -265,7 +271,7 @@ def shortcuts(
     held, shuffled = held_out(frame), np.random.default_rng(0).permutation(len(frame))
     rows = np.sort(np.concatenate([shuffled[held[shuffled] == side][:sample] for side in (True, False)]))
     part, facts = frame.iloc[rows], facts.iloc[rows]
-    seen, table = features(facts, thumbs[rows], np.stack(over(closer_look, part, root))), []
+    seen, table = features(facts, thumbs[rows], np.stack([*over(closer_look, part, root)])), []
     for question, labels in questions(part).items():
         answers = ask(question, labels, seen, held[rows], part.group.to_numpy())
         shown = {'origin': part.origin, 'style': None}.get(question, part.generator)
@@ -274,17 +280,40 @@ def shortcuts(
     return table
 
 # %% ../nbs/09_audit.ipynb #122f4f29
-def signatures(
+def waves_of(
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
-) -> tuple:  # outline float32 (n, 63), detail float32 (n, 1024), both of length 1; spread (n,) in grey levels
-    "A picture's outline to find look-alikes by, and its detail to make sure."
+) -> tuple:  # waves that make the outline, float32 (n, 63); those that make the detail, float32 (n, 1024)
+    "Thumbnails in grey, as cosine waves from coarse to fine."
     waves = fft.dctn(thumbs @ np.float32([.299, .587, .114]), axes=(1, 2), norm='ortho')
     outline = waves[:, :8, :8].reshape(-1, 64)[:, 1:]
-    outline = outline / (outline.std(0) + 1e-6)  # else all pictures with a bright sky look alike
     waves[:, :3, :3] = 0  # brightness and gradients prove nothing
-    detail = waves.reshape(len(waves), -1)
-    length = np.linalg.norm(detail, axis=1)
-    return outline / (np.linalg.norm(outline, axis=1, keepdims=True) + 1e-6), detail / (length[:, None] + 1e-6), length / 32
+    return outline, waves.reshape(len(waves), -1)
+
+def outlines(
+    thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
+    tile: int = 1024,  # pictures at once: the details of all would fill the memory
+) -> tuple:  # float32 (n, 63), each of length 1; how much detail each picture has, in grey levels (n,)
+    "Pictures' outlines, to find look-alikes by."
+    coarse, spread = [], []
+    for start in range(0, len(thumbs), tile):
+        outline, detail = waves_of(thumbs[start:start + tile])
+        coarse.append(outline)
+        spread.append(np.linalg.norm(detail, axis=1) / 32)
+    whole = np.concatenate(coarse)
+    return preprocessing.normalize(whole / (whole.std(0) + 1e-6)), np.concatenate(spread)  # undivided, all pictures with a bright sky look alike
+
+# %% ../nbs/09_audit.ipynb #a4d1e001
+def detail_likeness(
+    thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
+    pairs: np.ndarray,  # row numbers (m, 2)
+    tile: int = 1024,  # pairs at once
+) -> np.ndarray:  # -1..1, float32 (m,)
+    "How much the details of two pictures are alike."
+    parts = [np.empty(0, 'float32')]
+    for start in range(0, len(pairs), tile):
+        one, other = (preprocessing.normalize(waves_of(thumbs[rows])[1]) for rows in pairs[start:start + tile].T)
+        parts.append((one * other).sum(1))
+    return np.concatenate(parts)
 
 # %% ../nbs/09_audit.ipynb #e479bf2b
 def close_pairs(
@@ -310,10 +339,10 @@ def look_alikes(
     flat: float = 4.,  # grey levels; a picture with less detail is left out
 ) -> tuple:  # pairs int (m, 2), likeness of their details (m,), flat pictures bool (n,)
     "Near-identical pairs: alike in outline, and in detail too."
-    outline, detail, spread = signatures(thumbs)
+    outline, spread = outlines(thumbs)
     rows = np.flatnonzero(spread >= flat)
     pairs = rows[close_pairs(outline[rows], alike)]
-    likeness = np.array([detail[a] @ detail[b] for a, b in pairs], 'float32')
+    likeness = detail_likeness(thumbs, pairs)
     return pairs[likeness >= sure], likeness[likeness >= sure], spread < flat
 
 # %% ../nbs/09_audit.ipynb #43c5ea8f
@@ -500,45 +529,87 @@ def audit_model(
     return {**own_scores(test, train, pairs), 'leak': leak, **again}
 
 # %% ../nbs/09_audit.ipynb #c69532a1
-def train_again(
-    run: Path,  # a run's folder; the new one goes into its folder `retrained`
-    frame: pd.DataFrame,  # an index, perhaps without some rows
-    weights: str,  # first weights, as the run had them
-    device: str | None,
-    **changes,  # of the recipe: a name at least
-) -> Path:  # the new run's folder
-    "Train a run's recipe once more, on other pictures or split in another way; nothing is trained twice."
-    changed = replace(load_experiment(read_record(run)), **changes)
-    with redirect_stdout(sys.stderr): run_experiment(changed, frame, run / 'retrained', weights, device)
-    return run / 'retrained' / changed.name
+def first_weights(
+    record: dict,  # a run's
+    weights: str | None,  # 'imagenet', 'none' or a file; None: what the run had
+) -> str:
+    "The first weights to train a run's recipe with again; ValueError where they are not the run's own."
+    init = record['init']
+    if weights is None and init in ('imagenet', 'none') or record['experiment']['model'] == 'simple_cnn': return init
+    if weights is None or init_name(weights) != init: raise ValueError(f'{record["experiment"]["name"]} began with the weights {init}: name these to train it again')
+    return weights
 
-# %% ../nbs/09_audit.ipynb #03b9ecda
-def retrain(
+def other_trainings(
     run: Path,  # a run's folder
     frame: pd.DataFrame,  # the index of its data
-    weights: str = 'imagenet',  # first weights, as the run had them
+) -> dict:  # folder -> recipe and rows
+    "A run's recipe without each AI generator in turn, if there are several, and with the other validation split."
+    recipe, makers = load_experiment(read_record(run)), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
+    other = {'group': 'random', 'random': 'group'}[recipe.split_by]
+    plans = {f'without_{maker}': ({}, frame[(frame.generator != maker) | (frame.split == 'test')]) for maker in makers if len(makers) > 1}
+    plans[f'split_by_{other}'] = {'split_by': other}, frame
+    return {run / 'retrained' / name: (replace(recipe, name=name, **changes), rows) for name, (changes, rows) in plans.items()}
+
+# %% ../nbs/09_audit.ipynb #03b9ecda
+def train_again(
+    run: Path,  # a run's folder; the new ones go into its folder `retrained`
+    frame: pd.DataFrame,  # the index of its data
+    weights: str | None = None,  # see `first_weights`
     device: str | None = None,
-) -> dict:  # 'generators': what it calls those that it has not seen; 'splits': validation and test accuracy of both ways to split
-    "Train without each AI generator in turn, and with the other validation split: three more trainings."
-    makers, result = sorted(set(frame.generator[frame.split == 'train']) - {'human'}), {'generators': {}, 'splits': {}}
-    for maker in makers if len(makers) > 1 else []:
-        without = train_again(run, frame[(frame.generator != maker) | (frame.split == 'test')], weights, device, name=f'without_{maker}')
-        own, other = (test.take((test.table.generator == maker).to_numpy()) for test in (load(run), load(without)))
-        told = evaluation.compare(own, other, 'origin_accuracy')  # of pictures that are all AI
-        result['generators'][maker] = {'with': told['a'], 'without': told['b'], 'change_ci95': [told['low'], told['high']]}
-    for by in ('random', 'group'):
-        same = read_record(run)['experiment']['split_by'] == by
-        record = read_record(run if same else train_again(run, frame, weights, device, name=f'split_by_{by}', split_by=by))
-        result['splits'][by] = {part: record[part]['accuracy'] for part in ('validation', 'test')}
-    return result
+):
+    "Train all of a run's `other_trainings` that are not done; an interrupted one goes on where it stopped."
+    init = first_weights(read_record(run), weights)
+    for recipe, rows in other_trainings(run, frame).values():
+        with redirect_stdout(sys.stderr): run_experiment(recipe, rows, run / 'retrained', init, device)
+
+# %% ../nbs/09_audit.ipynb #c4a7e002
+def unseen_generator(
+    run: Path,  # a run's folder
+    without: Path,  # the run that was trained without a generator
+    maker: str,  # the generator
+) -> dict:  # 'called_AI' and 'style' of its pictures with an interval of the change, 'human_called_AI'; fractions 0..1
+    "What a model makes of a generator's test pictures, trained with it and without."
+    both = {'with': load(run), 'without': load(without)}
+    told = {'human_called_AI': {name: factored(test)['human_called_AI'] for name, test in both.items()}}
+    for name, figure in (('called_AI', 'origin_accuracy'), ('style', 'style_accuracy')):  # of pictures that are all AI
+        row = evaluation.compare(*(test.take((test.table.generator == maker).to_numpy()) for test in both.values()), figure)
+        told[name] = {'with': row['a'], 'without': row['b'], 'change_ci95': [row['low'], row['high']]}
+    return told
+
+# %% ../nbs/09_audit.ipynb #c4a7e004
+def split_leak(
+    runs: dict,  # 'random' and 'group' -> run folders
+) -> dict:  # for each split 'validation', 'test', 'above', 'above_ci95'; 'leak', 'leak_ci95'; fractions 0..1
+    "How far validation accuracy lies above test accuracy after either split, and how much of that the random one adds."
+    parts = [load(runs[by], part) for by in ('random', 'group') for part in ('validation', 'test')]
+    tries = np.eye(4)[np.repeat(range(4), [len(part) for part in parts])]
+    right, groups = np.concatenate([part.right for part in parts]), np.concatenate([part.table.group for part in parts])
+    random, group, leak = (grouped(tries * right[:, None], tries, groups, np.array(mix)) for mix in ((1, -1, 0, 0), (0, 0, 1, -1), (1, -1, -1, 1)))
+    row = lambda at, above: {'validation': parts[at].right.mean(), 'test': parts[at + 1].right.mean(), 'above': above[0], 'above_ci95': about(*above)}
+    return {'random': row(0, random), 'group': row(2, group), 'leak': leak[0], 'leak_ci95': about(*leak)}
+
+# %% ../nbs/09_audit.ipynb #c4a7e007
+def retrained(
+    run: Path,  # a run's folder
+    frame: pd.DataFrame,  # the index of its data
+) -> dict:  # 'makers' there are, 'generators' -> `unseen_generator`, 'splits': `split_leak` or None
+    "What a run's `other_trainings` say, as far as they are done."
+    record, makers = read_record(run), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
+    done = [again.name for again, (recipe, rows) in other_trainings(run, frame).items()
+            if (again / 'record.json').is_file() and finished(again, recipe, record['init'], fingerprint(rows))]
+    told = {maker: unseen_generator(run, run / 'retrained' / f'without_{maker}', maker) for maker in makers if f'without_{maker}' in done}
+    own = record['experiment']['split_by']
+    both = {by: run if by == own else run / 'retrained' / f'split_by_{by}' for by in ('random', 'group')}
+    return {'makers': makers, 'generators': told, 'splits': split_leak(both) if done and done[-1].startswith('split_by') else None}
 
 # %% ../nbs/09_audit.ipynb #2377ab9c
 def write_audit(
     run: Path,  # a run's folder
     result: dict,  # an audit
 ) -> dict:  # the same as plain Python; NaN becomes None
-    "Write `audit.json` by a rename."
+    "Write `audit.json` by a rename, unless the audit is of other data and says nothing of the run."
     result = loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)
+    if not result['own_pictures']: return result
     with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
     return result
 
@@ -549,17 +620,21 @@ def audit(
     robustness: bool = True,  # also on damaged pictures
     sample: int = 1000,  # pictures of each split to look at closely, test pictures to ask the model about again
     device: str | None = None,  # None: the best one there is
-    weights: str | None = None,  # to `retrain` too: 'imagenet', 'none' or a file
-) -> dict:  # what `findings` and `limits` read; also written as `audit.json` in the run's folder
+    retrain: bool = False,  # do `other_trainings` first; those that are done count in any case
+    weights: str | None = None,  # to `retrain` with, see `first_weights`
+) -> dict:  # what `findings` and `limits` read; of the run's own data also written as `audit.json` in its folder
     "Everything that speaks against a run's figures; ValueError or FileNotFoundError for what is not a run or a data set."
     started, run, record, frame = time.perf_counter(), Path(run), read_record(run), index(data_folder(data))
+    if sample < 1: raise ValueError('sample must be one picture or more')
     ids, name, root = {path for part in ('validation', 'test') for path in load(run, part).table.path}, frame.attrs['name'], frame.attrs['root']
     own = bool(frame.path.isin(ids).sum() == len(ids))
-    train = trained_on(frame, record, ids) if own else frame
-    used = frame[frame.path.isin({*ids, *train.path})] if own else frame
+    if retrain and not own: raise ValueError(f'the pictures of {run} are not in {root}: it cannot be trained again')
+    if retrain: train_again(run, frame, weights, device)
+    used = frame[frame.path.isin({*ids, *trained_on(frame, record, ids).path})] if own else frame
     result, pairs = audit_data(used, root, sample)
-    for part, found in audit_model(run, record, root, train, pairs, robustness, sample, find_device(device)).items() if own else (): result[part] = result.get(part, {}) | found if found else None
-    if own and weights: result['retrained'] = retrain(run, frame, weights, device)
+    parts = audit_model(run, record, root, used[~used.path.isin(ids)], pairs, robustness, sample, find_device(device)) if own else {}
+    for part, found in parts.items(): result[part] = result.get(part, {}) | found if found else None
+    if own: result['retrained'] = retrained(run, frame)
     about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': name, 'pictures': len(used), 'sample': sample, 'own_pictures': own}
     return write_audit(run, {**about_run, **result, 'seconds': time.perf_counter() - started})
 
@@ -571,6 +646,38 @@ def shortcut_table(
     columns = ['question', 'feature', 'score', 'low', 'high', 'chance', 'shortcut', 'usual']
     table = pd.DataFrame(result['shortcuts'], columns=columns)
     return table.assign(model=table.question.map(result.get('model') or {}).astype(float))
+
+# %% ../nbs/09_audit.ipynb #7faab223
+def plot_probes(
+    result: dict,  # as `audit` returns
+    question: str = 'origin',  # of `questions`
+) -> plt.Axes:
+    "What each feature alone tells, beside chance and the model."
+    table = shortcut_table(result).query('question == @question').iloc[::-1]
+    _, ax = plt.subplots(figsize=(7, .26 * len(table) + 1), layout='constrained')
+    ends = [table.score - table.low, table.high - table.score]
+    ax.barh(table.feature, table.score, xerr=ends, color=np.where(table.shortcut, 'firebrick', 'lightgrey'), ecolor='dimgrey')
+    ax.axvline(table.chance.mean(), color='black', ls=':', label='chance')
+    if table.model.notna().all(): ax.axvline(table.model.mean(), color='steelblue', label='the model')
+    ax.set(xlim=(0, 1), xlabel=f'{question}: balanced accuracy, 95 % interval')
+    ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    return ax
+
+# %% ../nbs/09_audit.ipynb #c4a7e012
+def plot_changes(
+    result: dict,  # as `audit` returns, of a run's own pictures
+) -> plt.Axes:
+    "Origin errors on changed pictures; a line says how many there are on unchanged ones."
+    kinds = {'one resize, one JPEG pass': result['equalised'], **(result['robustness'] or {})}
+    _, ax = plt.subplots(figsize=(7, .24 * len(kinds) + .9), layout='constrained')
+    for error, colour, mark in (('human_called_AI', 'firebrick', 'o'), ('AI_called_human', 'steelblue', 's')):
+        if result['equalised'][error] is None: continue  # no picture of that origin
+        ax.plot([row[error] for row in kinds.values()], list(kinds), mark, color=colour, label=error.replace('_', ' '))
+        ax.axvline(result['equalised'][f'{error}_before'], color=colour, lw=.8)
+    ax.set(xlim=(-.02, 1.02), xlabel='share of these pictures')
+    ax.invert_yaxis()
+    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    return ax
 
 # %% ../nbs/09_audit.ipynb #54007a00
 def share(
@@ -598,23 +705,53 @@ def shortcut_lines(
             f"chance {share(row.chance)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'}." for row in culprits.itertuples()]
 
 # %% ../nbs/09_audit.ipynb #c75abab4
+def leak_in_words(
+    splits: dict,  # as `split_leak` returns
+) -> str:
+    "How much a random validation split flatters."
+    random, group, (low, high) = splits['random'], splits['group'], splits['leak_ci95']
+    return (f"a random split says {share(random['validation'])} where the test says {share(random['test'])}, one by group {share(group['validation'])} where it says {share(group['test'])}: "
+            f"the leak is worth {100 * splits['leak']:.3g} points (95 % interval {100 * low:.3g} to {100 * high:.3g}).")
+
+def unseen_in_words(
+    maker: str,  # a generator
+    told: dict,  # as `unseen_generator` returns
+) -> str:
+    "What a model makes of a generator that it has not seen."
+    called, style, human = (told[name] for name in ('called_AI', 'style', 'human_called_AI'))
+    points = lambda row: '{:+.3g} to {:+.3g} points'.format(*(100 * end for end in row['change_ci95']))
+    beside = '' if human['without'] is None else f"; of the human ones {share(human['without'])}, with it {share(human['with'])}"
+    return (f"trained without {maker}, it calls {share(called['without'])} of the {maker} pictures AI, trained with it {share(called['with'])} (95 % interval of the change {points(called)}){beside}. "
+            f"Their style it tells in {share(style['without'])}, with it {share(style['with'])} ({points(style)}).")
+
+# %% ../nbs/09_audit.ipynb #c4a7e008
+def training_lines(
+    result: dict,  # as `audit` returns
+) -> list:
+    "What siblings, known artists and known generators are worth to a run, where that is more than chance."
+    leak, artists, again = result['leak'], (result.get('unseen') or {}).get('artists'), result.get('retrained') or {}
+    lines = []
+    if leak.get('siblings', 0) > .01:
+        lines.append(f"{share(leak['siblings'])} of the validation pictures have a sibling in training ({leak['split_by']} split): validation accuracy "
+                     f"{share(leak['validation_accuracy'])}, test accuracy {share(leak['test_accuracy'])}.")
+    if again.get('splits') and again['splits']['leak_ci95'][0] > 0: lines.append(f"Validation: {leak_in_words(again['splits'])}")
+    if artists and artists['gain_ci95'] and artists['gain_ci95'][0] > 0:
+        lines.append(f"Human pictures by artists in training: accuracy {share(artists['accuracy_known'])}; by other artists {share(artists['accuracy_unknown'])}.")
+    return lines + [f"Unseen: {unseen_in_words(maker, told)}" for maker, told in again.get('generators', {}).items() if min(told[name]['change_ci95'][1] for name in ('called_AI', 'style')) < 0]
+
+# %% ../nbs/09_audit.ipynb #c4a7e009
 def findings(
     result: dict,  # as `audit` returns
 ) -> list:  # one-line sentences; empty where nothing was found
     "What the audit found wrong."
-    lines, doubles, leak = shortcut_lines(result), result['duplicates'], result['leak']
+    lines, doubles = shortcut_lines(result), result['duplicates']
     if across := {kind: where['across'] for kind, where in doubles['counts'].items() if 'across' in where}:
         scores = f": accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without" if doubles.get('without') else ''
         lines.append(f"{sum(across.values())} pairs of twins stand across training and test ({', '.join(f'{n} {kind}' for kind, n in across.items())}){scores}.")
-    if leak.get('siblings', 0) > .01:
-        lines.append(f"{share(leak['siblings'])} of the validation pictures have a sibling in training ({leak['split_by']} split): validation accuracy "
-                     f"{share(leak['validation_accuracy'])}, test accuracy {share(leak['test_accuracy'])}.")
+    lines += training_lines(result)
     for name, row in {'one resize and one JPEG pass for all': result.get('equalised'), **(result.get('robustness') or {})}.items():
         if row and row['drop'] >= .05 and row['drop_ci95'][0] > 0:
             lines.append(f"{name[0].upper()}{name[1:]}: accuracy falls from {share(row['accuracy_before'])} to {share(row['accuracy'])}{errors(row)}.")
-    artists = (result.get('unseen') or {}).get('artists')
-    if artists and artists['gain_ci95'] and artists['gain_ci95'][0] > 0:
-        lines.append(f"Human pictures by artists in training: accuracy {share(artists['accuracy_known'])}; by other artists {share(artists['accuracy_unknown'])}.")
     return lines
 
 # %% ../nbs/09_audit.ipynb #f360e4c3
@@ -635,13 +772,13 @@ def unseen_limits(
     result: dict,  # as `audit` returns, of a run's own pictures
 ) -> list:
     "What a model does on artists and generators that it has not seen."
-    artists, makers = result['unseen']['artists'], result.get('retrained', {}).get('generators')
+    artists, again = result['unseen']['artists'], result['retrained']
     lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
              if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
-    if not makers: return lines + [f"Generators it has not seen: not measured, {'there is only one here' if 'retrained' in result else 'since that needs a training without each'}."]
-    points = lambda row: ' to '.join(f'{100 * end:+.0f}' for end in row['change_ci95'])
-    return lines + [f"Generators it has not seen: trained with {name}, it calls {share(row['with'])} of the {name} pictures AI; trained without, {share(row['without'])} "
-                    f"(95 % interval of the difference {points(row)} points)." for name, row in makers.items()]
+    if len(again['makers']) < 2: return lines + ['Generators it has not seen: not measured, there is only one here.']
+    lines += [f'Generators it has not seen: {unseen_in_words(maker, told)}' for maker, told in again['generators'].items()]
+    missing = [maker for maker in again['makers'] if maker not in again['generators']]
+    return lines + [f"Generators it has not seen: not measured for {' and '.join(missing)}, since that needs trainings without them (`artinsight_audit --retrain`)."] * bool(missing)
 
 # %% ../nbs/09_audit.ipynb #c34bd170
 def limits(
@@ -654,14 +791,29 @@ def limits(
     for row in table[(table.question == 'origin') & (table.feature == '8 x 8 thumbnail') & (table.low > table.chance)].itertuples():
         lines.append(f"Proof that it understands origin: 8 x 8 thumbnails alone reach {share(row.score)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'} (balanced; chance {share(row.chance)}).")
     if not result['own_pictures']: return lines + ['Anything about the model itself: its pictures are not in this data set, so only the data were audited.']
-    lines += change_limits(result) + unseen_limits(result) + [
-        f"A validation score from a {by} split: it says {share(row['validation'])} where the test says {share(row['test'])}." for by, row in result.get('retrained', {}).get('splits', {}).items()]
+    lines += change_limits(result) + unseen_limits(result)
+    if splits := result['retrained']['splits']: lines.append(f'A validation score: {leak_in_words(splits)}')
     if doubles['test_pictures'] and doubles['without']:
         lines.append(f"Its test score: {doubles['test_pictures']} test pictures have a twin; accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without.")
     if (neighbour := leak['neighbour']) and neighbour['gain_ci95'][0] > 0:
         lines.append(f"A score from a split that tears groups apart: the most similar training thumbnail has the right class in {share(neighbour['with_siblings'])}, in {share(neighbour['without'])} where its group is left out.")
     if leak['siblings']: lines.append(f"Its validation score: {share(leak['siblings'])} of those pictures have a sibling in training; validation {share(leak['validation_accuracy'])}, test {share(leak['test_accuracy'])}.")
     return lines + [f'Anything outside its {len(CLASSES)} classes: it always answers with one of them.']
+
+# %% ../nbs/09_audit.ipynb #c4a7e015
+def audit_of(
+    run,  # a run's folder
+    folders: list,  # data set folders; None is skipped
+    sample: int = 240,  # see `audit`
+) -> dict | None:  # None where no folder holds the run's pictures
+    "A run's audit: what stands in its folder, or else a new one."
+    try:
+        limits(found := loads((Path(run) / 'audit.json').read_text()))
+        return found
+    except (OSError, ValueError, LookupError, TypeError): pass
+    wanted = read_record(run)['data'].get('index_sha256')
+    own = [folder for folder in folders if folder and fingerprint(index(folder)) == wanted]
+    return audit(run, own[0], sample=sample, device='cpu') if own else None
 
 # %% ../nbs/09_audit.ipynb #16dfd5c1
 @console
@@ -671,13 +823,13 @@ def artinsight_audit(
     robustness: bool = True,  # also ask the model about damaged pictures; --no-robustness leaves that out
     sample: int = 1000,  # pictures of each split to look at closely, test pictures to ask the model about again
     device: str = None,  # cpu, cuda, mps (default: the best one here)
-    retrain: store_true = False,  # also train without each generator, and with both splits: hours on the full data set
-    weights: str = 'imagenet',  # first weights to retrain a ResNet18 with: imagenet, none or a file
+    retrain: store_true = False,  # first train without each generator, and with the other split: three times the run's own time
+    weights: str = None,  # first weights to retrain with, where the run had a file's
     json: store_true = False,  # print the whole audit as JSON
 ):
-    "Say what speaks against a run's figures, and write audit.json into its folder."
+    "Say what speaks against a run's figures; of the data that it was trained on also write audit.json into its folder."
     print(f'auditing {run}', file=sys.stderr)
-    result = audit(run, data, robustness, sample, device, weights if retrain else None)
+    result = audit(run, data, robustness, sample, device, retrain, weights)
     if json: return print(dumps(result, indent=1))
     print(shortcut_table(result).drop(columns='usual').round(3).to_string(index=False))
     print('\nFound:', *(findings(result) or ['nothing']), sep='\n- ')

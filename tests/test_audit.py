@@ -1,5 +1,5 @@
 """The audit finds what was planted, stays quiet where nothing was, and works end to end from the console."""
-import json, sys
+import json, sys, tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from artinsight import audit as au
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
 from artinsight.evaluation import Predictions
+from artinsight.resnet18 import init_name
 from artinsight.study import run_experiment
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
@@ -105,6 +106,15 @@ def test_near_duplicates_across_splits(tmp_path):
     assert set(pairs['where']) == {'across'} and pairs.same_class.all()
 
 
+def test_look_alikes_never_hold_all_details_at_once():
+    thumbs = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
+    tracemalloc.start()
+    au.look_alikes(thumbs)
+    peak, details = tracemalloc.get_traced_memory()[1], 1024 * 4 * len(thumbs)
+    tracemalloc.stop()
+    assert peak < details
+
+
 def test_exact_copies_are_found_however_flat(tmp_path):
     place = plant(tmp_path / 'exact', each=5)
     for split in ('train', 'test'): Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
@@ -156,13 +166,37 @@ def test_scores_without_twins_and_by_artist(trained):
 
 def test_retraining_without_a_generator(trained):
     place, runs = trained
-    result = au.retrain(runs / 'group', index(place), weights='none', device='cpu')
-    assert set(result['generators']) == {'LD', 'SD'} and set(result['splits']) == {'random', 'group'}
-    saw = json.loads((runs / 'group' / 'retrained' / 'without_LD' / 'record.json').read_text())
-    for row in result['generators'].values():
-        assert all(0 <= row[name] <= 1 for name in ('with', 'without'))
-        assert row['change_ci95'][0] <= row['without'] - row['with'] <= row['change_ci95'][1]
-    assert saw['data']['counts']['test'] == json.loads((runs / 'group' / 'record.json').read_text())['data']['counts']['test']
+    told = au.audit(runs / 'group', place, robustness=False, sample=60, retrain=True)
+    again, made = told['retrained'], sorted((runs / 'group' / 'retrained').glob('*/model.safetensors'))
+    assert [file.parent.name for file in made] == ['split_by_random', 'without_LD', 'without_SD']
+    assert set(again['generators']) == {'LD', 'SD'}
+    for maker, row in again['generators'].items():
+        chosen = json.loads((runs / 'group' / 'retrained' / f'without_{maker}' / 'record.json').read_text())['data']['counts']
+        assert chosen['test'] == json.loads((runs / 'group' / 'record.json').read_text())['data']['counts']['test']
+        for name in ('called_AI', 'style'):
+            assert all(0 <= row[name][side] <= 1 for side in ('with', 'without'))
+            assert row[name]['change_ci95'][0] <= row[name]['without'] - row[name]['with'] <= row[name]['change_ci95'][1]
+    splits = again['splits']
+    assert splits['leak'] == pytest.approx(splits['random']['above'] - splits['group']['above'])
+    assert splits['group']['test'] == told['leak']['test_accuracy']
+    assert sum('it has not seen' in line for line in au.limits(told)) == 3 and any('the leak is worth' in line for line in au.limits(told))
+    times = [file.stat().st_mtime_ns for file in made]
+    for more in ({'retrain': True}, {}):  # nothing is trained twice, and what is done counts unasked
+        assert au.audit(runs / 'group', place, robustness=False, sample=60, **more)['retrained'] == again
+    assert [file.stat().st_mtime_ns for file in made] == times
+    unfinished = runs / 'group' / 'retrained' / 'without_SD' / 'record.json'
+    unfinished.unlink()
+    assert set(au.retrained(runs / 'group', index(place))['generators']) == {'LD'}
+
+
+def test_retraining_begins_with_the_same_weights(tmp_path):
+    (file := tmp_path / 'own.safetensors').write_bytes(b'weights')
+    run = lambda init, model='resnet18': {'init': init, 'experiment': {'name': 'it', 'model': model}}
+    assert [au.first_weights(run(init), None) for init in ('none', 'imagenet')] == ['none', 'imagenet']
+    assert au.first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
+    assert au.first_weights(run(init_name(file)), file) == file
+    for init, weights in (('none', 'imagenet'), ('imagenet', file), (init_name(file), None), (init_name(file), 'none')):
+        with pytest.raises(ValueError, match='it began with'): au.first_weights(run(init), weights)
 
 
 def console(monkeypatch, *words):
@@ -191,8 +225,12 @@ def test_console_prints_json_only(trained, monkeypatch, capsys):
     assert len(au.limits(result)) >= 4
 
 
-def test_console_errors_are_one_line(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped: console(monkeypatch, tmp_path / 'nothing', '--data', tmp_path)
-    assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == '' and len(said.err.splitlines()) <= 2 and 'record.json' in said.err
+def test_console_errors_are_one_line(trained, tmp_path, monkeypatch, capsys):
+    place, runs = trained
+    other = plant(tmp_path / 'other', each=1)
+    for words, told in (((tmp_path / 'nothing', '--data', tmp_path), 'record.json'), ((runs / 'group', '--data', place, '--sample', 0), 'one picture or more'),
+                        ((runs / 'group', '--data', other, '--retrain'), 'cannot be trained again')):
+        with pytest.raises(SystemExit) as stopped: console(monkeypatch, *words)
+        assert stopped.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == '' and len(said.err.splitlines()) <= 2 and told in said.err
