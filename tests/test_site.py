@@ -105,6 +105,18 @@ def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
     assert "can't be trusted with" in report.text
 
 
+def test_what_a_model_cannot_be_trusted_with_has_a_page(site, pages):
+    assert 'trust.html' in pages['report.html'].links
+    page, body = pages['trust.html'], (site/'trust.html').read_text()
+    assert 'What this page stands on' in page.text and 'Do not trust' in page.text
+    parts = {found.group(1): found.group(0) for found in re.finditer(r'<h2 id="([^"]+)".*?(?=<h2|<nav class="turn")', body, re.S)}
+    assert parts['what-can-be-told-without-looking-at-the-art'].count('<img') == 3  # origin, generator, style
+    assert '<img' in (changes := parts['what-other-ways-of-saving-and-damage-do-to-it']) and 'one resize, one JPEG pass' in changes and 'JPEG 20' in changes
+    assert 'stand across training and test' in parts['copies']
+    assert 'have a sibling in training' in parts['relatives'] and 'by artists in training' in parts['relatives']
+    assert 'generators-that-it-has-not-seen' in parts and 'beyond-what-can-be-measured-here' in parts
+
+
 def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path, monkeypatch):
     "A notebook with one cell of each kind."
     shown = new_output('stream', name='stdout', text='spoken aloud')
