@@ -22,7 +22,7 @@ from torch import nn
 
 from .baseline import SIMPLE_CNN, simple_cnn
 from .data import cache_folder, console, counts_by_class, data_folder, fingerprint, index, parts
-from .evaluation import evaluate, results_table
+from .evaluation import Predictions, bootstrap, evaluate, ladder, results_table
 from .loading import build_store, dataloaders, pick_precision
 from .resnet18 import VARIANTS, init_name, resnet18
 from .training import Experiment, git_commit, load_predictions, read_record, run_lock, train, write_record
@@ -181,7 +181,7 @@ def run_experiment(
     model, three, store, dls = make_ready(experiment, frame, weights, device, precision)
     with run_lock(run):
         if resume and (done := finished(run, experiment, init, sha)): return done  # another process was faster
-        for old in ('record.json', *([] if resume else ['checkpoint.safetensors'])): (run / old).unlink(missing_ok=True)  # from here on it is unfinished
+        for old in ('record.json', 'audit.json', *([] if resume else ['checkpoint.safetensors'])): (run / old).unlink(missing_ok=True)  # from here on it is unfinished
         summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
         return finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary})
 
@@ -215,10 +215,11 @@ def reproduce(
 def show_records(
     records: list,  # run records
     as_json: bool,
+    steps: pd.DataFrame | None = None,  # what `evaluation.ladder` says of them
 ):
     "Print records as JSON, or as the table that the report shows."
     if as_json: print(json.dumps(records, indent=1))
-    else: print(results_table(records).to_string())
+    else: print(results_table(records, steps).to_string())
 
 # %% ../nbs/08_study.ipynb #afe5573b
 @console
@@ -254,7 +255,7 @@ def artinsight_reproduce(
 ):
     "Run all five experiments, skip what is done, and print the summary."
     with redirect_stdout(sys.stderr): records = reproduce(data_folder(data), runs, quick, weights, seed, device, resume)
-    show_records(records, json)
+    show_records(records, json, ladder(runs))
 
 # %% ../nbs/08_study.ipynb #c68befc6
 @console
@@ -262,7 +263,8 @@ def artinsight_evaluate(
     run: str,  # a run's folder
     json: store_true = False,  # print the figures as JSON
 ):
-    "Compute a run's test figures again from its saved predictions."
+    "Compute a run's test figures again from its saved predictions, each with its 95 % interval."
     record = read_record(run)
     ids, target, probs = load_predictions(run)
     show_records([{**record, 'test': evaluate(target, probs, ids)}], json)
+    if not json: print('\n' + bootstrap(Predictions(target, probs, ids)).round(4).to_string())

@@ -106,6 +106,17 @@ def test_near_duplicates_across_splits(tmp_path):
     assert set(pairs['where']) == {'across'} and pairs.same_class.all()
 
 
+def test_one_composition_is_not_one_picture():
+    "Sixty canvases with the same bright middle, each with strokes of its own, among clouds: alike in outline, not in detail."
+    draw, middle = np.random.default_rng(0), np.hanning(32)[:, None] * np.hanning(32) * 120
+    canvases = 60 + middle[None, ..., None] + draw.normal(0, 6, (60, 32, 32, 1)) + np.zeros(3)
+    clouds = np.stack([np.asarray(cloud(key % 10, key, 32)) for key in range(200)])
+    thumbs = np.concatenate([canvases.clip(0, 255).astype('uint8'), clouds])
+    pairs, _, flat = au.look_alikes(thumbs)
+    assert len(pairs) == 0 and not flat.any()
+    assert len(au.look_alikes(thumbs, sure=-1)[0]) > 500  # the outline alone would drown in them
+
+
 def test_look_alikes_never_hold_all_details_at_once():
     thumbs = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
     tracemalloc.start()
@@ -170,9 +181,12 @@ def test_retraining_without_a_generator(trained):
     again, made = told['retrained'], sorted((runs / 'group' / 'retrained').glob('*/model.safetensors'))
     assert [file.parent.name for file in made] == ['split_by_random', 'without_LD', 'without_SD']
     assert set(again['generators']) == {'LD', 'SD'}
+    counts = lambda folder: json.loads((folder / 'record.json').read_text())['data']['counts']
+    ai = lambda told: sum(n for part in ('train', 'validation') for name, n in told[part].items() if name.startswith('AI'))
+    own = counts(runs / 'group')
     for maker, row in again['generators'].items():
-        chosen = json.loads((runs / 'group' / 'retrained' / f'without_{maker}' / 'record.json').read_text())['data']['counts']
-        assert chosen['test'] == json.loads((runs / 'group' / 'record.json').read_text())['data']['counts']['test']
+        chosen = counts(runs / 'group' / 'retrained' / f'without_{maker}')
+        assert chosen['test'] == own['test'] and ai(chosen) == ai(own) / 2  # there are as many LD as SD pictures
         for name in ('called_AI', 'style'):
             assert all(0 <= row[name][side] <= 1 for side in ('with', 'without'))
             assert row[name]['change_ci95'][0] <= row[name]['without'] - row[name]['with'] <= row[name]['change_ci95'][1]

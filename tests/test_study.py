@@ -1,5 +1,6 @@
 """The study from the command line: five complete records, skipped when done, trained anew when asked for something else."""
 import json
+import re
 import shutil
 import subprocess
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from artinsight.data import CLASSES, fingerprint, index
-from artinsight.evaluation import evaluate
+from artinsight.evaluation import HEADLINES, evaluate
 from artinsight.study import EXPERIMENTS, artinsight_evaluate
 from artinsight.training import load_predictions, read_record
 
@@ -72,6 +73,14 @@ def test_finished_runs_are_skipped_and_the_summary_goes_to_standard_output(runs,
     assert {file: file.stat().st_mtime_ns for file in runs.rglob('model.safetensors')} == before
 
 
+def test_the_table_says_which_steps_are_real(runs, sample):
+    done = script('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none')
+    assert done.returncode == 0, done.stderr
+    own = [line for line in done.stdout.splitlines() if 'this run' in line]
+    for line, before in zip((own[1], own[3], own[4]), ('simple_cnn', 'resnet18_base', 'resnet18_augmented')):
+        assert re.search(f'(real gain|real loss|not shown) over {before}$', line), line
+
+
 def test_another_seed_is_trained_anew(runs, sample, tmp_path):
     shutil.copytree(runs / 'simple_cnn', tmp_path / 'simple_cnn')
     done = script('artinsight_train', 'simple_cnn', '--data', sample, '--runs', tmp_path, '--quick', '--seed', 7, '--json')
@@ -85,7 +94,11 @@ def test_evaluate_computes_the_figures_again(runs, capsys):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]['test'] == read_record(runs / 'simple_cnn')['test']
     artinsight_evaluate(runs / 'simple_cnn')
-    assert 'simple_cnn' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'simple_cnn' in said
+    rows = {words[0]: [float(word) for word in words[1:]] for words in map(str.split, said.partition('figure')[2].splitlines()) if len(words) == 4}
+    assert set(rows) == set(HEADLINES)
+    for value, low, high in rows.values(): assert low < high and low <= value + .05 and value - .05 <= high
 
 
 def test_missing_imagenet_weights_are_an_error_that_names_the_ways_out(sample, tmp_path, monkeypatch):
