@@ -82,7 +82,10 @@ def send(client, path):
     return {'path': name, 'meta': {'_type': 'gradio.FileData'}}
 
 
-def join(client, image): return client.post('gradio_api/call/ask', json={'data': [image, 'class', 50]}).raise_for_status().json()['event_id']
+def join(client, image):
+    "Queue up with a question: its number. A client is one session, as a visitor's page is."
+    question = {'data': [image, 'class', 50], 'session_hash': str(id(client))}
+    return client.post('gradio_api/call/ask', json=question).raise_for_status().json()['event_id']
 
 
 def ask(client, path):
