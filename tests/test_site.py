@@ -97,11 +97,16 @@ def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
     for model in MODELS: assert model in report.text
     body = (site/'report.html').read_text()
     sections = re.split(r'<h3', body.split('id="results"')[1].split('id="conclusions"')[0])[1:]
-    assert len(sections) == 5
-    for section in sections:
-        assert section.count('<img') == 3, 'a confusion matrix, right pictures, wrong pictures'
-        assert 'Right' in section and 'Wrong' in section and 'Heat maps' in section
+    *of_models, together = sections
+    assert len(of_models) == 5
+    for section in of_models:
+        assert section.count('<img') == 2, 'a confusion matrix, and right and wrong pictures'
+        right, wrong = map(int, re.search(r'Heat maps of layer <code>.*</code>: pictures classified rightly: (\d+), wrongly: (\d+)', section).groups())
+        assert right and wrong
         assert 'data: ' in section and 'init: ' in section and 'quick: ' in section
+    together, believed, _ = together.split('<h2')  # the last begins the conclusions
+    assert together.count('<img') == 1 and 'The same pictures' in together
+    for model in MODELS: assert re.search(rf'<code>{model}</code>, maps of .*: <strong>.+</strong>', believed), model
     assert "can't be trusted with" in report.text
 
 
