@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', 'load_model', 'open_store', 'loaders_of',
            'finished', 'describe_data', 'make_ready', 'score', 'finish', 'run_experiment', 'find_device', 'reproduce',
-           'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
+           'study_runs', 'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #f63a2466
 import json, re, sys, time
@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.torch_core import default_device
 from fastcore.script import bool_arg, store_true
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -25,6 +26,7 @@ from .data import cache_folder, console, counts_by_class, data_folder, fingerpri
 from .evaluation import Predictions, bootstrap, evaluate, ladder, results_table
 from .loading import build_store, dataloaders, pick_precision
 from .resnet18 import VARIANTS, init_name, resnet18
+from .sample import painted_sample
 from .training import Experiment, git_commit, load_predictions, read_record, run_lock, train, write_record
 
 # %% ../nbs/08_study.ipynb #efab1d64
@@ -210,6 +212,22 @@ def reproduce(
     frame = index(data)
     if frame.attrs['missing']: print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is {frame.attrs['missing'][0]}", file=sys.stderr)
     return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device, resume=resume) for name in EXPERIMENTS]
+
+# %% ../nbs/08_study.ipynb #c1a5e002
+def study_runs(
+    runs,  # folder of runs
+    names: list = EXPERIMENTS,  # experiments to train where no run is finished
+) -> list:  # folders of the finished runs, in the study's order
+    "The study's finished runs; where there are none, quick ones are trained on the painted sample, by one process at a time."
+    runs = Path(runs)
+    def there(): return [runs / name for name in EXPERIMENTS if (runs / name / 'record.json').exists()]
+    if not there():
+        runs.mkdir(parents=True, exist_ok=True)
+        with FileLock(runs / '.lock'):
+            if not there():
+                frame = index(painted_sample())
+                for name in names: run_experiment(find_experiment(name, quick=True), frame, runs, weights='none')
+    return there()
 
 # %% ../nbs/08_study.ipynb #b6042104
 def show_records(
