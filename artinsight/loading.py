@@ -444,26 +444,29 @@ def crop(
 def _turn_hue(x, shift):
     "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns, in place: to HSV and back."
     r, g, b = x.unbind(1)
-    value, low = r.maximum(g).maximum(b), r.minimum(g).minimum(b)
+    value, low = r.maximum(g), r.minimum(g)
+    torch.maximum(value, b, out=value), torch.minimum(low, b, out=low)
     chroma = value - low
-    scale = low.copy_(chroma).clamp_min_(1e-6).reciprocal_()
+    scale = chroma.clamp(min=1e-6).reciprocal_()
     # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.
     red, green = (torch.eq(channel, value, out=torch.empty_like(value)) for channel in (r, g))
     hue = (r - g).mul_(scale).add_(4).lerp_((b - r).mul_(scale).add_(2), green).lerp_((g - b).mul_(scale), red)
     hue += 6 * shift.view(-1, 1, 1)
-    hue -= (hue / 6).floor_().mul_(6)
-    less = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), (hue - 4).abs_().sub_(1))
-    for channel, part in zip((r, g, b), less): torch.addcmul(value, part.clamp_(0, 1), chroma, value=-1, out=channel)
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    for channel, middle, start, sign in ((r, 3, low, 1), (g, 2, value, -1), (b, 4, value, -1)):
+        part = (hue - middle).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(start, part, chroma, value=sign, out=channel)
 
 # %% ../nbs/02_loading.ipynb #5d1c7e42
 GREY = (.299, .587, .114)  # weights of red, green and blue
 
 def _blend(x, factor, operation):
     "Brightness (0), contrast (1) or saturation (2) of pictures, in place: `factor` of the picture, the rest black, its mean grey or its own grey."
-    grey = sum(channel * weight for channel, weight in zip(x.unbind(1), GREY))[:, None]
+    red, green, blue = x.unbind(1)
+    grey = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])[:, None]
     factor, operation = factor.view(-1, 1, 1, 1), operation.view(-1, 1, 1, 1)
-    rest = torch.addcmul(grey.mean((2, 3), keepdim=True) * (operation == 1), grey, (operation == 2).float())
-    torch.lerp(rest, x, factor, out=x).clamp_(0, 255)
+    mean, own = ((operation == kind) * (1 - factor) for kind in (1, 2))
+    torch.addcmul(torch.addcmul(mean * grey.mean((2, 3), keepdim=True), grey, own), x, factor, out=x).clamp_(0, 255)
 
 # %% ../nbs/02_loading.ipynb #2cda3559
 def colour_jitter(
@@ -587,7 +590,7 @@ def keep_freed_memory(
         mallopt(mmap_threshold, megabytes * 2 ** 19)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
-CACHE = 2 ** 20  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
+CACHE = 2 ** 21  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
 
 @patch
 def before_iter(self: BatchLoader):

@@ -4,12 +4,12 @@
     python benchmarks/run.py --full     # more rounds, more pictures, 100,000 in the growth part
 """
 import argparse, copy, json, os, platform, shutil, statistics, subprocess, sys, tempfile, time, warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch, torchvision, fastai, timm, PIL
+import numpy as np, pandas as pd, psutil, torch, torchvision, fastai, timm, PIL
 from PIL import Image
 
 warnings.filterwarnings('ignore')
@@ -36,12 +36,24 @@ def summary(rounds):
     "Median, and each round, of every contestant."
     return {name: {'median': statistics.median(values), 'rounds': [round(value, 4) for value in values]} for name, values in rounds.items()}
 
-def alternate(contestants, rounds, rest=0):
-    "Run the contestants in turn, several times, each after `rest` seconds in which the one before it comes to an end."
+def settle():
+    "Wait until no worker process computes: a peer's workers go on until their queues are full, and would take the next one's cores."
+    def used():
+        seconds = 0
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess): seconds += sum(child.cpu_times()[:2])
+        return seconds
+    before, now = -1, used()
+    while abs(now - before) > .02:
+        time.sleep(.1)
+        before, now = now, used()
+
+def alternate(contestants, rounds):
+    "Run the contestants in turn, several times, each when the one before it has come to an end."
     results = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
-            time.sleep(rest)
+            settle()
             results[name].append(measure())
     return summary(results)
 
@@ -55,8 +67,7 @@ def loaders(root, store, args):
             made[name] = make(root, size, RECIPES[recipe], 64, **({'store_folder': store} if name == 'artinsight' else {}))
             next(iter(made[name]))
             first[name] = time.perf_counter() - begin
-        # A peer's workers go on until their queues are full: let them, or they would take the next one's cores.
-        measured = alternate({name: partial(rate, loader, args.seconds) for name, loader in made.items()}, args.rounds, rest=.5)
+        measured = alternate({name: partial(rate, loader, args.seconds) for name, loader in made.items()}, args.rounds)
         del made
         fastest = max(value['median'] for name, value in measured.items() if name != 'artinsight')
         rows.append({'size': size, 'recipe': recipe, 'images_per_second': measured, 'first_batch_seconds': first,
