@@ -182,7 +182,8 @@ def in_batches(
 ):
     "Yield `do(batch)` for batch after batch, in order."
     workers, threads = workers or num_cpus(), torch.get_num_threads()
-    batches = list(chunked(items, max(1, min(size, -(-len(items) // workers)))))
+    rounds = -(-len(items) // (size * workers))  # so that all workers end at the same time
+    batches = list(chunked(items, -(-len(items) // (rounds * workers)))) if items else []
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(do, batches)
     finally: torch.set_num_threads(threads)
@@ -223,13 +224,13 @@ def predict_some(self: Run,
 @patch
 def predict(self: Run,
     images,  # as `list_images` takes them
-    batch_size: int | None = None,  # None: 128 small pictures, 32 of 64 px and more
+    batch_size: int | None = None,  # None: 256 small pictures, 32 of 64 px and more
     workers: int | None = None,  # threads, which decode and compute; None: one a core
 ) -> pd.DataFrame:  # a row a picture, in order; `problem` says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done."
     if self.device.type == 'cpu': keep_freed_memory()
     images = list_images(images)
-    answers = [row for some in in_batches(self.predict_some, images, batch_size or (128 if self.size < 64 else 32), workers) for row in some]
+    answers = [row for some in in_batches(self.predict_some, images, batch_size or (256 if self.size < 64 else 32), workers) for row in some]
     names = (str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}' for i, image in enumerate(images))
     return pd.DataFrame([{'path': name, **answer} for name, answer in zip(names, answers)], columns=COLUMNS)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'SQUASH', 'BLOCK', 'VERSION', 'MEAN', 'STD', 'AUGMENTATIONS', 'DEGREES',
            'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL', 'CPU', 'CACHE', 'PRECISIONS',
-           'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store', 'build_stores',
-           'build_store', 'normalise', 'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter', 'augment_batch',
-           'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'keep_freed_memory', 'ArtLoaders', 'dataloaders',
-           'Precision', 'cpu_has_bf16', 'pick_precision']
+           'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'keep_freed_memory', 'Store',
+           'build_stores', 'build_store', 'normalise', 'denormalise', 'turn', 'draw_boxes', 'crop', 'colour_jitter',
+           'augment_batch', 'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'ArtLoaders', 'dataloaders', 'Precision',
+           'cpu_has_bf16', 'pick_precision']
 
 # %% ../nbs/02_loading.ipynb #a6c40e19
 import ctypes, errno, hashlib, json, multiprocessing, os, shutil, signal, struct, sys, threading, time, warnings, zlib
@@ -53,7 +53,7 @@ def to_rgb(
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return im.convert('RGB')
+    return im if im.mode == 'RGB' else im.convert('RGB')  # which would copy it
 
 # %% ../nbs/02_loading.ipynb #f93b60e8
 def why_bad(
@@ -150,10 +150,21 @@ def _decode_block(root, paths, start, targets):
                 file.write(pixels)
     return bad, [_checksum(crc, bad) for crc in crcs], content
 
+# %% ../nbs/02_loading.ipynb #91c4d7f0
+def keep_freed_memory(
+    megabytes: int = 64,  # free memory that the process may keep
+):
+    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
+    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
+        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
+        mallopt(trim_threshold, megabytes * 2 ** 20)
+        mallopt(mmap_threshold, megabytes * 2 ** 19)
+
 # %% ../nbs/02_loading.ipynb #8ba2358f
 def _worker_start(parent):
     "A worker leaves Ctrl-C to its parent, and ends when its parent is gone."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     def watch():
         while os.getppid() == parent: time.sleep(1)
         os._exit(1)
@@ -578,16 +589,6 @@ class BatchLoader(DataLoader):
     def get_idxs(self):
         "Places of the pictures, in the epoch's order."
         return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
-
-# %% ../nbs/02_loading.ipynb #91c4d7f0
-def keep_freed_memory(
-    megabytes: int = 64,  # free memory that the process may keep
-):
-    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
-    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
-        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
-        mallopt(trim_threshold, megabytes * 2 ** 20)
-        mallopt(mmap_threshold, megabytes * 2 ** 19)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
 CACHE = 2 ** 21  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
