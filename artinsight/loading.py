@@ -487,14 +487,15 @@ def colour_jitter(
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
     hue_step = (order == 3).int().argmax(1)
-    place = hue_step.argsort()  # by the step at which their hue turns: each step then works on a slice, in place
-    end = hue_step.bincount(minlength=4).cumsum(0).tolist()
-    x, *numbers = x.index_select(0, place.to(x.device)), factors.gather(1, order)[place], order[place], factors[place, 3]
+    place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours, and are changed in place
+    parts = hue_step.bincount(minlength=4).tolist()
+    blends = order[order != 3].view(-1, 3)
+    x, *numbers = x.index_select(0, place.to(x.device)), factors.gather(1, blends)[place], blends[place], factors[place, 3]
     x = x.to(torch.float32, memory_format=torch.contiguous_format)
     factor, operation, turns = (values.to(x.device, non_blocking=True) for values in numbers)
-    for step in range(3): _blend(x[end[step]:], factor[end[step]:, step], operation[end[step]:, step])
-    _turn_hue(x, turns)
-    for step in range(1, 4): _blend(x[:end[step - 1]], factor[:end[step - 1], step], operation[:end[step - 1], step])
+    for step, (some, shift) in enumerate(zip(x.split(parts), turns.split(parts))):
+        if step: _blend(x, factor[:, step - 1], operation[:, step - 1])
+        _turn_hue(some, shift)
     return x.index_select(0, place.argsort().to(x.device))
 
 # %% ../nbs/02_loading.ipynb #9b0e3aca
