@@ -102,27 +102,41 @@ def our_epoch(experiment, model, dls):
     with redirect_stdout(sys.stderr), learn.no_bar(), learn.no_logging(): learn.fit(1)
     return time.perf_counter() - begin
 
-def epochs(root, store, args):
-    "(b) Whole epochs of each experiment, same first weights, same pictures, same batch size; images/s of training."
-    frame, rows = index(root.parent), []
+def contestants(experiment, root, store, args):
+    "Pictures of an epoch, and who trains it: same first weights, same pictures, same batch size."
+    frame = index(root.parent)
     frame = frame[frame.split == root.name].reset_index(drop=True)
+    n = args.epoch_224 if experiment.size == 224 else args.epoch_32
+    chosen = np.random.default_rng(0).permutation(np.arange(len(frame)).repeat(-(-n // len(frame))))[:n]
+    held = chosen[:n // 9]
+    kept = build_store(frame, frame.attrs['root'], experiment.size, store, progress=False)
+    dls = dataloaders(kept, chosen, held, augment=experiment.augment, batch_size=experiment.batch_size, device='cpu')
+    place = {path: i for i, (path, _) in enumerate(folder(root, experiment.size).samples)}
+    where = [place[f"{frame.attrs['root']}/{path}"] for path in frame.path]
+    train, valid = (torch.utils.data.Subset(folder(root, experiment.size, augment), [where[i] for i in part])
+                    for augment, part in ((experiment.augment, chosen), ((), held)))
+    first = build_model(experiment, 'none')
+    return n, {'plain': lambda: len(chosen) / plain_epoch(copy.deepcopy(first), train, valid, experiment.batch_size, experiment.frozen),
+               'artinsight': lambda: len(chosen) / our_epoch(experiment, copy.deepcopy(first), dls)}
+
+def epochs(root, store, args):
+    "(b) Whole epochs of each experiment; images/s of training."
+    rows = []
     for experiment in EXPERIMENTS.values():
-        n = args.epoch_224 if experiment.size == 224 else args.epoch_32
-        chosen = np.random.default_rng(0).permutation(np.arange(len(frame)).repeat(-(-n // len(frame))))[:n]
-        held = chosen[:n // 9]
-        kept = build_store(frame, frame.attrs['root'], experiment.size, store, progress=False)
-        dls = dataloaders(kept, chosen, held, augment=experiment.augment, batch_size=experiment.batch_size, device='cpu')
-        place = {path: i for i, (path, _) in enumerate(folder(root, experiment.size).samples)}
-        where = [place[f"{frame.attrs['root']}/{path}"] for path in frame.path]
-        train, valid = (torch.utils.data.Subset(folder(root, experiment.size, augment), [where[i] for i in part])
-                        for augment, part in ((experiment.augment, chosen), ((), held)))
-        first = build_model(experiment, 'none')
-        measured = alternate({'plain': lambda: len(chosen) / plain_epoch(copy.deepcopy(first), train, valid, experiment.batch_size, experiment.frozen),
-                              'artinsight': lambda: len(chosen) / our_epoch(experiment, copy.deepcopy(first), dls)}, args.rounds)
+        n, sides = contestants(experiment, root, store, args)
+        measured = alternate(sides, args.rounds)
         rows.append({'experiment': experiment.name, 'size': experiment.size, 'pictures': n, 'precision': pick_precision('cpu', experiment.size).name,
                      'images_per_second': measured, 'ratio': measured['artinsight']['median'] / measured['plain']['median']})
         say(f"epoch of {experiment.name}: plain {measured['plain']['median']:.0f}/s, ours {measured['artinsight']['median']:.0f}/s, ratio {rows[-1]['ratio']:.2f}")
     return rows
+
+def frozen(root, store, args):
+    "What the frozen trunk brings: our epochs of resnet18_base and resnet18_augmented, in turn."
+    names = ('resnet18_augmented', 'resnet18_base')
+    measured = alternate({name: contestants(EXPERIMENTS[name], root, store, args)[1]['artinsight'] for name in names}, args.rounds)
+    whole, trunk = (measured[name]['median'] for name in names)
+    say(f'frozen trunk: {trunk:.0f}/s, all layers {whole:.0f}/s, ratio {trunk / whole:.2f}')
+    return {'images_per_second': measured, 'ratio': trunk / whole}
 
 def stepper(size, n, precision, train, compiled=False):
     "A function that takes one step of ResNet18 on a synthetic batch, and the seconds that its first call took."
@@ -318,7 +332,7 @@ def device_name(result):
 def main():
     parser = argparse.ArgumentParser(description='artinsight beside its peers')
     parser.add_argument('--full', action='store_true', help='more rounds and pictures')
-    parts = ['loaders', 'epochs', 'precisions', 'building', 'formats', 'growth']
+    parts = ['loaders', 'epochs', 'frozen', 'precisions', 'building', 'formats', 'growth']
     parser.add_argument('--parts', nargs='+', help=f'which parts to run: {" ".join(parts)}, and larger_than_memory, which needs 20 GB of disk and --full to run by itself')
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     args = parser.parse_args()
@@ -332,7 +346,7 @@ def main():
     result = {**about(), 'data': 'painted sample', 'rounds': args.rounds, 'full': args.full, 'threads': torch.get_num_threads()}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as store:
-        needs = {'loaders': (root, store, args), 'epochs': (root, store, args), 'precisions': (args,), 'building': (root, args),
+        needs = {'loaders': (root, store, args), 'epochs': (root, store, args), 'frozen': (root, store, args), 'precisions': (args,), 'building': (root, args),
                  'formats': (root, store, args), 'growth': (root, args), 'larger_than_memory': (args,)}
         for part in args.parts: result[part] = globals()[part](*needs[part])
     result['seconds'] = time.perf_counter() - begin
