@@ -162,7 +162,7 @@ def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
 
 # %% ../nbs/11_app.ipynb #app-023
 def read_some(
-    images,  # as `list_images` gives them
+    images,  # as list_images gives them
     size: int,  # pixels
 ) -> tuple:  # pixels uint8 (good ones, 3, size, size), problem of each ('' for a good one)
     "Decode a batch."
@@ -213,7 +213,7 @@ def probs(self: Run,
 # %% ../nbs/11_app.ipynb #app-028
 @patch
 def predict_some(self: Run,
-    images,  # as `list_images` gives them
+    images,  # as list_images gives them
 ) -> list:  # a dict a picture
     "Decode and judge one batch."
     pixels, problems = read_some(images, self.size)
@@ -223,10 +223,10 @@ def predict_some(self: Run,
 # %% ../nbs/11_app.ipynb #app-029
 @patch
 def predict(self: Run,
-    images,  # as `list_images` takes them
+    images,  # as list_images takes them
     batch_size: int | None = None,  # None: 256 small pictures, 32 of 64 px and more
     workers: int | None = None,  # threads, which decode and compute; None: one a core
-) -> pd.DataFrame:  # a row a picture, in order; `problem` says why one could not be read
+) -> pd.DataFrame:  # a row a picture, in order; problem says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done."
     if self.device.type == 'cpu': keep_freed_memory()
     images = list_images(images)
@@ -238,7 +238,7 @@ def predict(self: Run,
 def words(name): return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
 
 def line(
-    row,  # of `Run.predict`
+    row,  # of Run.predict
 ) -> str:
     "A prediction in one line."
     styles = ', '.join(f'{words(style)} {share:.0%}' for style, share in row['styles'].items())
@@ -270,7 +270,7 @@ def explain(self: Run,
     pixels: torch.Tensor,  # uint8 (n, 3, size, size)
     target: str | None = None,  # class (None), style, origin, or the name of one
     layer: str | None = None,  # of the model; None: the last with at least 4x4 cells
-) -> list:  # a dict a picture, as `gradcam.explain` gives it, and `unsure`
+) -> list:  # a dict a picture, as gradcam.explain gives it, and unsure
     "Where the model finds its evidence; ValueError for an unknown target, or a layer without a map."
     answers, threshold = explain_pixels(self.model, pixels.to(self.device), target, layer), self.calibration['threshold']
     return [{**answer, 'unsure': threshold is None or answer['probability'] < threshold} for answer in answers]
@@ -291,8 +291,8 @@ def explain_files(
     run: Run,
     images,  # paths, folders or globs
     out,  # folder for PNG and JSON files, made if need be
-    target: str | None = None,  # see `Run.explain`
-    layer: str | None = None,  # see `Run.explain`
+    target: str | None = None,  # see Run.explain
+    layer: str | None = None,  # see Run.explain
 ) -> pd.DataFrame:  # a row a picture: path, name (of its two files), problem
     "Explain picture after picture; ValueError as `Run.explain`, before anything is written."
     run.explain(torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8), target, layer)
@@ -380,7 +380,7 @@ def recipe_table(
     return '\n'.join(['| recipe | |', '|---|---|', *(f'| {name} | {value} |' for name, value in steps.items())])
 
 def confidence(
-    calibration: dict,  # of a `Run`
+    calibration: dict,  # of a Run
 ) -> str:
     "What the probabilities mean, and when an answer is unsure."
     told = f"Probabilities are calibrated (temperature {calibration['temperature']:.2f}). "
@@ -530,7 +530,7 @@ def read_rows(
     run: Run,
     frame: pd.DataFrame,  # an index
     paths,  # of some of its pictures
-) -> tuple:  # as `read_some`
+) -> tuple:  # as read_some
     "Read pictures of a data set as a run sees them."
     parts = list(in_batches(partial(read_some, size=run.size), [f"{frame.attrs['root']}/{path}" for path in paths], 64))
     return torch.cat([pixels for pixels, _ in parts]), [problem for _, problems in parts for problem in problems]
@@ -671,7 +671,7 @@ HINT = '<div class="art"><p>Choose a picture, paste one, or take a photo.</p></d
 def bar(share, kind): return f'<div class="bar"><i class="{kind}" style="width:{55 * share:.1f}%"></i>{share:.0%}</div>'
 
 def verdict_html(
-    row: dict,  # of `verdicts`
+    row: dict,  # of verdicts
     probs: np.ndarray,  # calibrated (20,)
 ) -> str:
     "The verdict in plain words, the origin gauge, the likeliest styles and all 20 classes."
@@ -688,7 +688,7 @@ def verdict_html(
 # %% ../nbs/11_app.ipynb #app-080
 def overlay_html(
     picture,  # PIL, RGB
-    answer: dict,  # of `Run.explain`
+    answer: dict,  # of Run.explain
     opacity: float,  # of the map, 0 to 100
 ) -> str:
     "The heat map over its picture, as two layers: the page fades one without asking the server."
@@ -745,7 +745,7 @@ def nearest(self: Neighbours,
 
 # %% ../nbs/11_app.ipynb #app-089
 def nearest_html(
-    pairs: list,  # (file, class) of `Neighbours.nearest`
+    pairs: list,  # (file, class) of Neighbours.nearest
     title: str,  # whose pictures they are
 ) -> str:
     "Thumbnails of training pictures with their classes."
@@ -759,7 +759,7 @@ def nearest_html(
 def predict_uploads(
     run: Run,
     files: list,  # uploaded
-) -> tuple:  # rows as of `Run.predict`, thumbnails (None for a bad file)
+) -> tuple:  # rows as of Run.predict, thumbnails (None for a bad file)
     "Predictions for strangers' files: one row a file, readable or not."
     def one(file):
         row = {'path': Path(file).name}
@@ -771,7 +771,7 @@ def predict_uploads(
 
 # %% ../nbs/11_app.ipynb #app-094
 def contact_sheet(
-    rows: list,  # of `predict_uploads`
+    rows: list,  # of predict_uploads
     thumbs: list,  # likewise
     across: int = 6,  # pictures in a line
 ) -> Image.Image:
@@ -804,7 +804,7 @@ def batch_html(
 # %% ../nbs/11_app.ipynb #app-099
 def answer_upload(
     run: Run,
-    near,  # `Neighbours`, or None
+    near,  # Neighbours, or None
     path,  # the upload; None: nothing chosen
     target: str = 'class',  # class, origin or style
     opacity: float = 50,  # of the heat map, 0 to 100
@@ -834,7 +834,7 @@ def build_app(
     run: Run,
     data=None,  # data set folder: for neighbours and examples
     keep: int = 600,  # seconds that uploads are kept
-):  # gradio.Blocks; `serve` starts it
+):  # gradio.Blocks; serve starts it
     "The page; ImportError without the extra `app`."
     gr, = need('app', 'gradio')
     near, name = Neighbours(run, data) if data else None, html.escape(run.record['data']['name'])
@@ -871,7 +871,7 @@ def one_picture(gr, run: Run, near, examples: list):
 def serve(
     run: Run,
     data=None,  # data set folder: for neighbours and examples
-    **launch,  # to Gradio's `launch`: server_name, server_port, share, prevent_thread_lock
+    **launch,  # to Gradio's launch: server_name, server_port, share, prevent_thread_lock
 ):  # gradio.Blocks, running
     "Start the page, on localhost unless told otherwise; ImportError without the extra `app`."
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'

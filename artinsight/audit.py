@@ -45,7 +45,7 @@ TABLE_SUMS = 3688, 5505  # of JPEG's standard tables for brightness and colour, 
 
 def jpeg_quality(
     table,  # 64 numbers, or nothing
-    standard: int,  # one of `TABLE_SUMS`
+    standard: int,  # one of TABLE_SUMS
 ) -> float:  # 1 to 100 as in most programs, 0 where there is no table
     "The quality that a JPEG was saved with, from the sum of a quantisation table."
     if not table: return 0.
@@ -57,7 +57,7 @@ FACTS = 'width', 'height', 'bytes', 'density', 'quality', 'colour_quality', 'sam
 
 def traits(
     path,  # a picture file
-) -> tuple | None:  # `FACTS` and a 32 x 32 RGB thumbnail; None for what cannot be read
+) -> tuple | None:  # FACTS and a 32 x 32 RGB thumbnail; None for what cannot be read
     "What stands in a picture's file, and a thumbnail of it."
     raw = Path(path).read_bytes()
     try:
@@ -169,9 +169,9 @@ FILE_ONLY = {'native size', 'JPEG quality', 'JPEG subsampling', 'EXIF'}  # what 
 CONTENT = {'bytes': 'bytes, equalised', 'bytes per pixel': 'bytes, equalised', 'spectrum': 'spectrum, equalised'}
 
 def features(
-    facts: pd.DataFrame,  # rows of `traits`
+    facts: pd.DataFrame,  # rows of traits
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
-    looks: np.ndarray,  # (n, 65), rows of `closer_look`
+    looks: np.ndarray,  # (n, 65), rows of closer_look
 ) -> dict:  # name -> float (n, k)
     "What each probe is allowed to see."
     files = {name: facts[columns].to_numpy(float) for name, columns in FILE_FEATURES.items()}
@@ -207,8 +207,8 @@ def say(
 
 # %% ../nbs/09_audit.ipynb #07be1c35
 def usual(
-    facts: pd.DataFrame,  # rows of `traits`
-    feature: str,  # a name of `features`
+    facts: pd.DataFrame,  # rows of traits
+    feature: str,  # a name of features
     labels,  # (n,)
 ) -> str:  # such as 'human 256, AI 504'; '' for what has no such value
     "A file feature's usual value in each class."
@@ -243,7 +243,7 @@ def held_out(
 def ask(
     question: str,  # its name
     labels: np.ndarray,  # (n,) what shall be told
-    seen: dict,  # as `features` returns
+    seen: dict,  # as features returns
     held: np.ndarray,  # bool (n,): scored on these, trained on the others
     groups: np.ndarray,  # (n,)
 ) -> list:  # a dict for each feature; empty where fewer than two labels have 5 pictures on each side
@@ -262,7 +262,7 @@ def ask(
 # %% ../nbs/09_audit.ipynb #63627021
 def shortcuts(
     frame: pd.DataFrame,  # rows of an index
-    facts: pd.DataFrame,  # their `traits`
+    facts: pd.DataFrame,  # their traits
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
     root,  # the data set's folder
     sample: int = 1000,  # pictures of each split to look at
@@ -348,7 +348,7 @@ def look_alikes(
 # %% ../nbs/09_audit.ipynb #43c5ea8f
 def duplicates(
     frame: pd.DataFrame,  # rows of an index
-    facts: pd.DataFrame,  # their `traits`
+    facts: pd.DataFrame,  # their traits
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
 ) -> tuple:  # table of pairs (a, b, kind, likeness, where, same_class), number of pictures too flat to judge
     "Exact copies by their bytes, near ones by their looks; `where` is across, train, test, or siblings for one AI batch."
@@ -440,7 +440,7 @@ def asked_again(
     size: int,  # pixels at the model's input
     robustness: bool = True,  # also on damaged pictures
     device='cpu',
-) -> dict:  # 'equalised' and 'robustness', in what `effect` says
+) -> dict:  # 'equalised' and 'robustness', in what effect says
     "The same model, the same pictures: equalised, and changed in one way at a time."
     judge = lambda images: effect(before, answers(model, images, size, device))
     result = {'equalised': judge([Image.open(file) for file in over(equalise, before.table, root)]), 'robustness': None}
@@ -480,7 +480,7 @@ def trained_on(
 def own_scores(
     test: Predictions,  # with ids
     train: pd.DataFrame,  # rows that the run was trained on
-    pairs: pd.DataFrame,  # as `duplicates` gives them
+    pairs: pd.DataFrame,  # as duplicates gives them
 ) -> dict:  # 'model', 'duplicates' and 'unseen'
     "A run's test score by origin and style, without twins, and on artists that it has and hasn't seen."
     human, paths, groups = test.target >= 10, test.table.path, test.table.group.to_numpy()
@@ -514,7 +514,7 @@ def audit_model(
     record: dict,  # its record
     root,  # its data set's folder
     train: pd.DataFrame,  # rows that it was trained on
-    pairs: pd.DataFrame,  # as `duplicates` gives them
+    pairs: pd.DataFrame,  # as duplicates gives them
     robustness: bool = True,  # also on damaged pictures
     sample: int = 1000,  # test pictures to ask the model about again
     device='cpu',
@@ -552,9 +552,9 @@ def other_trainings(
 
 # %% ../nbs/09_audit.ipynb #03b9ecda
 def train_again(
-    run: Path,  # a run's folder; the new ones go into its folder `retrained`
+    run: Path,  # a run's folder; the new ones go into its folder retrained
     frame: pd.DataFrame,  # the index of its data
-    weights: str | None = None,  # see `first_weights`
+    weights: str | None = None,  # see first_weights
     device: str | None = None,
 ):
     "Train all of a run's `other_trainings` that are not done; an interrupted one goes on where it stopped."
@@ -592,7 +592,7 @@ def split_leak(
 def retrained(
     run: Path,  # a run's folder
     frame: pd.DataFrame,  # the index of its data
-) -> dict:  # 'makers' there are, 'generators' -> `unseen_generator`, 'splits': `split_leak` or None
+) -> dict:  # 'makers' there are, 'generators' -> unseen_generator, 'splits': split_leak or None
     "What a run's `other_trainings` say, as far as they are done."
     record, makers = read_record(run), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
     done = [again.name for again, (recipe, rows) in other_trainings(run, frame).items()
@@ -616,13 +616,13 @@ def write_audit(
 # %% ../nbs/09_audit.ipynb #425a910c
 def audit(
     run,  # a run's folder
-    data=None,  # the data set's folder, or None for `$ARTINSIGHT_DATA`
+    data=None,  # the data set's folder, or None for $ARTINSIGHT_DATA
     robustness: bool = True,  # also on damaged pictures
     sample: int = 1000,  # pictures of each split to look at closely, test pictures to ask the model about again
     device: str | None = None,  # None: the best one there is
-    retrain: bool = False,  # do `other_trainings` first; those that are done count in any case
-    weights: str | None = None,  # to `retrain` with, see `first_weights`
-) -> dict:  # what `findings` and `limits` read; of the run's own data also written as `audit.json` in its folder
+    retrain: bool = False,  # do other_trainings first; those that are done count in any case
+    weights: str | None = None,  # to retrain with, see first_weights
+) -> dict:  # what findings and limits read; of the run's own data also written as audit.json in its folder
     "Everything that speaks against a run's figures; ValueError or FileNotFoundError for what is not a run or a data set."
     started, run, record, frame = time.perf_counter(), Path(run), read_record(run), index(data_folder(data))
     if sample < 1: raise ValueError('sample must be one picture or more')
@@ -640,7 +640,7 @@ def audit(
 
 # %% ../nbs/09_audit.ipynb #067b6d8a
 def shortcut_table(
-    result: dict,  # as `audit` returns
+    result: dict,  # as audit returns
 ) -> pd.DataFrame:  # question, feature, score, low, high, chance, shortcut, usual, model
     "The probes, with the model's own balanced accuracy beside them."
     columns = ['question', 'feature', 'score', 'low', 'high', 'chance', 'shortcut', 'usual']
@@ -649,8 +649,8 @@ def shortcut_table(
 
 # %% ../nbs/09_audit.ipynb #7faab223
 def plot_probes(
-    result: dict,  # as `audit` returns
-    question: str = 'origin',  # of `questions`
+    result: dict,  # as audit returns
+    question: str = 'origin',  # of questions
 ) -> plt.Axes:
     "What each feature alone tells, beside chance and the model."
     table = shortcut_table(result).query('question == @question').iloc[::-1]
@@ -665,7 +665,7 @@ def plot_probes(
 
 # %% ../nbs/09_audit.ipynb #c4a7e012
 def plot_changes(
-    result: dict,  # as `audit` returns, of a run's own pictures
+    result: dict,  # as audit returns, of a run's own pictures
 ) -> plt.Axes:
     "Origin errors on changed pictures; a line says how many there are on unchanged ones."
     kinds = {'one resize, one JPEG pass': result['equalised'], **(result['robustness'] or {})}
@@ -687,7 +687,7 @@ def share(
     return f'{100 * fraction:.3g} %'
 
 def errors(
-    row: dict,  # as `compare` returns
+    row: dict,  # as compare returns
 ) -> str:  # such as '; human called AI 10 % -> 30 %'
     "Which way the origin errors go, before and after a change."
     return ''.join(f"; {name.replace('_', ' ')} {share(row[f'{name}_before'])} -> {share(row[name])}"
@@ -695,7 +695,7 @@ def errors(
 
 # %% ../nbs/09_audit.ipynb #7fa459f5
 def shortcut_lines(
-    result: dict,  # as `audit` returns
+    result: dict,  # as audit returns
 ) -> list:  # one sentence for each culprit, the most telling first
     "Which features of the files tell what they should not, each with the question that it answers best."
     table = shortcut_table(result)
@@ -706,7 +706,7 @@ def shortcut_lines(
 
 # %% ../nbs/09_audit.ipynb #c75abab4
 def leak_in_words(
-    splits: dict,  # as `split_leak` returns
+    splits: dict,  # as split_leak returns
 ) -> str:
     "How much a random validation split flatters."
     random, group, (low, high) = splits['random'], splits['group'], splits['leak_ci95']
@@ -715,7 +715,7 @@ def leak_in_words(
 
 def unseen_in_words(
     maker: str,  # a generator
-    told: dict,  # as `unseen_generator` returns
+    told: dict,  # as unseen_generator returns
 ) -> str:
     "What a model makes of a generator that it has not seen."
     called, style, human = (told[name] for name in ('called_AI', 'style', 'human_called_AI'))
@@ -726,7 +726,7 @@ def unseen_in_words(
 
 # %% ../nbs/09_audit.ipynb #c4a7e008
 def training_lines(
-    result: dict,  # as `audit` returns
+    result: dict,  # as audit returns
 ) -> list:
     "What siblings, known artists and known generators are worth to a run, where that is more than chance."
     leak, artists, again = result['leak'], (result.get('unseen') or {}).get('artists'), result.get('retrained') or {}
@@ -741,7 +741,7 @@ def training_lines(
 
 # %% ../nbs/09_audit.ipynb #c4a7e009
 def findings(
-    result: dict,  # as `audit` returns
+    result: dict,  # as audit returns
 ) -> list:  # one-line sentences; empty where nothing was found
     "What the audit found wrong."
     lines, doubles = shortcut_lines(result), result['duplicates']
@@ -756,7 +756,7 @@ def findings(
 
 # %% ../nbs/09_audit.ipynb #f360e4c3
 def change_limits(
-    result: dict,  # as `audit` returns, of a run's own pictures
+    result: dict,  # as audit returns, of a run's own pictures
 ) -> list:
     "What another way of saving, and damage, do to a model: the three worst changes that cost it a point or more."
     row, damage = result['equalised'], result['robustness'] or {}
@@ -769,7 +769,7 @@ def change_limits(
 
 # %% ../nbs/09_audit.ipynb #0cfcbf79
 def unseen_limits(
-    result: dict,  # as `audit` returns, of a run's own pictures
+    result: dict,  # as audit returns, of a run's own pictures
 ) -> list:
     "What a model does on artists and generators that it has not seen."
     artists, again = result['unseen']['artists'], result['retrained']
@@ -782,7 +782,7 @@ def unseen_limits(
 
 # %% ../nbs/09_audit.ipynb #c34bd170
 def limits(
-    result: dict,  # as `audit` returns
+    result: dict,  # as audit returns
 ) -> list:  # sentences for "What this model can't be trusted with"
     "What a reader of the figures should know: every number computed, and what was not measured said."
     table, doubles, leak, lines = shortcut_table(result), result['duplicates'], result['leak'], []
@@ -804,7 +804,7 @@ def limits(
 def audit_of(
     run,  # a run's folder
     folders: list,  # data set folders; None is skipped
-    sample: int = 240,  # see `audit`
+    sample: int = 240,  # see audit
 ) -> dict | None:  # None where no folder holds the run's pictures
     "A run's audit: what stands in its folder, or else a new one."
     try:

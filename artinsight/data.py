@@ -7,8 +7,8 @@ __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'A
            'PICTURE_ENDINGS', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder', 'artist',
            'parse_name', 'describe', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
            'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'discard', 'atomic_write', 'is_running',
-           'sweep', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders', 'check_counts',
-           'check_space', 'kaggle_errors', 'download', 'artinsight_download']
+           'sweep', 'user_path', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders',
+           'check_counts', 'check_space', 'kaggle_errors', 'download', 'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
 import functools, hashlib, os, re, shutil, sys, zipfile, zlib
@@ -28,8 +28,8 @@ CLASSES = tuple(f'{origin}_{style}' for origin in ORIGINS for style in STYLES)
 
 # %% ../nbs/00_data.ipynb #5e8baa50
 def folder_name(
-    style: str,  # one of `STYLES`
-    generator: str,  # one of `GENERATORS`
+    style: str,  # one of STYLES
+    generator: str,  # one of GENERATORS
 ) -> str:  # the folder's name in AI-ArtBench
     "The folder of a style and generator, as AI-ArtBench spells it."
     return style if generator == 'human' else f"AI_{generator}_{style.replace('ukiyo_e', 'ukiyo-e')}"
@@ -64,7 +64,7 @@ def artist(
 
 # %% ../nbs/00_data.ipynb #8420d6a3
 def parse_name(
-    path: str,  # `split/folder/file`, relative to the data set's folder
+    path: str,  # split/folder/file, relative to the data set's folder
 ) -> dict:  # split, style, origin, generator, class, group
     "What a picture's path says about it; ValueError where the split or the folder is unknown."
     parts = str(path).split('/')
@@ -83,7 +83,7 @@ COLUMNS = ['path', 'split', 'style', 'origin', 'generator', 'class', 'group']
 
 def describe(
     paths,  # relative paths, as in the index
-) -> pd.DataFrame:  # one row a path, in the same order; columns as `COLUMNS`
+) -> pd.DataFrame:  # one row a path, in the same order; columns as COLUMNS
     "A table of what the paths say; ValueError as `parse_name`."
     return pd.DataFrame([{'path': str(path), **parse_name(path)} for path in paths], columns=COLUMNS)
 
@@ -92,7 +92,7 @@ PICTURE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp')
 
 def find_root(
     path,  # the data set's folder, or the one that it was unpacked in
-) -> Path:  # the folder that holds `train` and `test`
+) -> Path:  # the folder that holds train and test
     "The folder that holds `train` or `test`; FileNotFoundError where there is none."
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f'no such folder: {path}. Get AI-ArtBench with artinsight_download, or paint a sample with artinsight_sample DEST')
@@ -102,7 +102,7 @@ def find_root(
 
 # %% ../nbs/00_data.ipynb #0e76a684
 def list_pictures(
-    root: Path,  # the folder that holds `train` and `test`
+    root: Path,  # the folder that holds train and test
 ) -> list:  # sorted relative paths
     "Relative paths of all pictures in known folders; ValueError for an unknown folder."
     paths = []
@@ -206,7 +206,7 @@ def parts(
     frame: pd.DataFrame,  # an index
     per_style: int = 5000,  # training and validation pictures per style and origin
     fraction: float = .1,  # share of them for validation
-    by: str = 'group',  # how to split, see `split_validation`
+    by: str = 'group',  # how to split, see split_validation
     seed: int = 0,  # of choice and split
 ) -> dict:  # 'train', 'validation', 'test' -> rows of the index
     "The study's three parts of a data set; ValueError where one of them is empty."
@@ -218,7 +218,7 @@ def parts(
 
 # %% ../nbs/00_data.ipynb #c9f2ac16
 def counts_by_class(
-    three: dict,  # as `parts` returns
+    three: dict,  # as parts returns
 ) -> dict:  # part -> class -> pictures, all 20 classes
     "How many pictures of each class stand in each part."
     return {name: {kind: int(n) for kind, n in rows['class'].value_counts().reindex(CLASSES, fill_value=0).items()} for name, rows in three.items()}
@@ -263,22 +263,28 @@ def is_running(
     return True
 
 def sweep(
-    folder: Path,  # where `atomic_write` has written
+    folder: Path,  # where atomic_write has written
 ):
     "Remove what writers left there that were killed."
     for left in folder.glob('.*.part'):
         if (process := re.search(r'\.(\d+)\.part$', left.name)) and not is_running(int(process[1])): discard(left)
 
 # %% ../nbs/00_data.ipynb #60c50eeb
+def user_path(
+    path,  # a path as a user gave it: text or Path
+) -> Path:  # with ~ spelled out
+    "The one way from what a user typed to a path."
+    return Path(path).expanduser()
+
 def cache_folder() -> Path:
     "Where decoded pictures and the painted sample are kept: `$ARTINSIGHT_CACHE`, else `~/.cache/artinsight`."
-    return Path(os.environ.get('ARTINSIGHT_CACHE') or '~/.cache/artinsight').expanduser()
+    return user_path(os.environ.get('ARTINSIGHT_CACHE') or '~/.cache/artinsight')
 
 # %% ../nbs/00_data.ipynb #7d40cb13
 def script_parser(
     func,  # a function with docments
     many: str | None = None,  # its argument that takes one or more values
-):  # an `ArgumentParser`
+):  # an ArgumentParser
     "The parser of a console script, in fastcore 1 and 2 alike; words in flags may be joined by hyphens or underscores."
     parser = anno_parser(func)
     for action in parser._actions:
@@ -321,8 +327,8 @@ HANDLE = 'ravidussilva/real-ai-art/versions/5'  # AI-ArtBench on Kaggle
 ZIP_BYTES = 10_700_000_000  # its archive; the pictures in it are about as large again
 
 def count_folders(
-    root: Path,  # the folder that holds `train` and `test`
-) -> pd.DataFrame:  # split, folder, images, as in `COUNTS`
+    root: Path,  # the folder that holds train and test
+) -> pd.DataFrame:  # split, folder, images, as in COUNTS
     "How many pictures each folder holds."
     folders = [folder for split in ('train', 'test') if (root / split).is_dir() for folder in os.scandir(root / split) if folder.is_dir()]
     return pd.DataFrame([(Path(folder).parent.name, folder.name, sum(file.name.lower().endswith(PICTURE_ENDINGS) for file in os.scandir(folder)))
@@ -330,7 +336,7 @@ def count_folders(
 
 # %% ../nbs/00_data.ipynb #10311cc2
 def check_counts(
-    root: Path,  # the folder that holds `train` and `test`
+    root: Path,  # the folder that holds train and test
     counts: pd.DataFrame = COUNTS,  # what it should hold
 ):
     "ValueError that names the first folder whose number of pictures is wrong."
@@ -373,7 +379,7 @@ def kaggle_errors(
 def download(
     folder=None,  # where to keep it; None: kagglehub's own cache
     counts: pd.DataFrame = COUNTS,  # what it should hold
-) -> Path:  # the folder that holds `train` and `test`
+) -> Path:  # the folder that holds train and test
     "Fetch AI-ArtBench, going on where an earlier call stopped; ImportError, OSError or ValueError say what to do."
     os.environ.setdefault('KAGGLEHUB_VERBOSITY', 'warning')  # its log would go to standard output
     try: import kagglehub

@@ -82,7 +82,7 @@ MEANS = ('loss', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'brier')
 def bins(self: Predictions): return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
 @patch
-def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of `MEANS`
+def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of MEANS
     "What each picture adds to the figures that are plain means."
     given = self.probs[np.arange(len(self)), self.target]
     top2 = np.argsort(-self.probs, axis=1, kind='stable')[:, :2]
@@ -105,8 +105,8 @@ def headline_columns(
 
 # %% ../nbs/06_evaluation.ipynb #5d14075b
 def headline_figures(
-    sums: np.ndarray,  # sums of `headline_columns` (sets, columns)
-) -> np.ndarray:  # (sets, figures), in the order of `HEADLINES`
+    sums: np.ndarray,  # sums of headline_columns (sets, columns)
+) -> np.ndarray:  # (sets, figures), in the order of HEADLINES
     "Headline figures of many sets at once, from their sums."
     cells = sums[:, :400].reshape(-1, 20, 20)
     true, said, hit = cells.sum(2), cells.sum(1), np.diagonal(cells, axis1=1, axis2=2)
@@ -167,7 +167,7 @@ def interval(
 FRACTION = np.array([name not in ('loss', 'brier', 'ece') for name in HEADLINES])
 
 def load(
-    run,  # a run folder, or `Predictions`, which are only put in order
+    run,  # a run folder, or Predictions, which are only put in order
     part: str = 'test',  # or 'validation'
 ) -> Predictions:  # ordered by id
     "Saved predictions; FileNotFoundError where a run has none."
@@ -179,10 +179,10 @@ def load(
 # %% ../nbs/06_evaluation.ipynb #2afa75ab
 def draw_seeds(
     runs,  # a run, or a list of seeds of it
-    by: str = 'group',  # as `group_codes`
+    by: str = 'group',  # as group_codes
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple:  # first seed's predictions, group codes (n,), what `draw` returns averaged over seeds, seeds' half width (figures,)
+) -> tuple:  # first seed's predictions, group codes (n,), what draw returns averaged over seeds, seeds' half width (figures,)
     "Headline figures of all seeds, from the same draws; ValueError where their pictures differ."
     runs = [load(run) for run in listify(runs)]
     for run in runs: same_pictures(runs[0], run)
@@ -198,7 +198,7 @@ def same_pictures(a: Predictions, b: Predictions):
 
 # %% ../nbs/06_evaluation.ipynb #cd2299ff
 def bootstrap(
-    runs,  # `Predictions`, a run folder, or a list of seeds
+    runs,  # Predictions, a run folder, or a list of seeds
     by: str = 'group',  # 'group', or 'picture' for the naive way
     resamples: int = 2000,
     seed: int = 0,
@@ -240,7 +240,7 @@ def confusion(
 # %% ../nbs/06_evaluation.ipynb #828b3956
 def plot_confusion(
     p: Predictions,
-    view: str = 'class',  # as `confusion`
+    view: str = 'class',  # as confusion
     title: str = '',
 ) -> plt.Axes:
     "A confusion matrix in percent of each true row, legible at any view."
@@ -316,7 +316,7 @@ def factored(
 # %% ../nbs/06_evaluation.ipynb #36fad445
 def by_generator(
     p: Predictions,  # with ids
-    figures: tuple = ('accuracy', 'origin_accuracy', 'style_accuracy'),  # of `HEADLINES`
+    figures: tuple = ('accuracy', 'origin_accuracy', 'style_accuracy'),  # of HEADLINES
 ) -> pd.DataFrame:  # a row for each generator and figure; columns pictures, value, low, high
     "Figures with intervals by true generator; ValueError without ids."
     if p.table is None: raise ValueError('only ids tell the generator: give Predictions the ids')
@@ -426,9 +426,9 @@ def plot_calibration(
 
 # %% ../nbs/06_evaluation.ipynb #8b4bb8cb
 def compare(
-    a,  # a run folder, `Predictions`, or a list of seeds
+    a,  # a run folder, Predictions, or a list of seeds
     b,  # the same; a positive difference says that b has more
-    figure: str = 'accuracy',  # of `HEADLINES`
+    figure: str = 'accuracy',  # of HEADLINES
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict:  # plain numbers; p_mcnemar is None where several seeds are pooled
@@ -455,7 +455,7 @@ TABLE = ['loss', 'accuracy', 'low', 'high', 'balanced_accuracy', *AVERAGES, *MEA
 # %% ../nbs/06_evaluation.ipynb #ae95787f
 def results_table(
     records: list,  # run records, as dicts
-    steps: pd.DataFrame | None = None,  # what `ladder` says of these runs
+    steps: pd.DataFrame | None = None,  # what ladder says of these runs
 ) -> pd.DataFrame:  # source, experiment, size, data, init, quick, seed, n, figures, step; the study's row first in each experiment
     "Runs beside the study's reported figures, with the ladder's verdicts."
     study = reported().query('source == "study"').rename(columns={'model': 'experiment', 'size_px': 'size', 'test_loss': 'loss'})
@@ -475,10 +475,10 @@ def results_table(
 STEPS = ('simple_cnn', 'resnet18_base', 'resnet18_augmented', 'resnet18_best')
 
 def ladder(
-    runs,  # the folder of runs, or a dict from name to run, `Predictions` or list of seeds
+    runs,  # the folder of runs, or a dict from name to run, Predictions or list of seeds
     steps: tuple = STEPS,  # names in climbing order; missing ones are skipped
-    figure: str = 'accuracy',  # of `HEADLINES`
-) -> pd.DataFrame:  # a row a step: from, to, what `compare` says, and a verdict
+    figure: str = 'accuracy',  # of HEADLINES
+) -> pd.DataFrame:  # a row a step: from, to, what compare says, and a verdict
     "Which steps are real: their 95 % interval excludes zero."
     if not isinstance(runs, dict): runs = {name: Path(runs) / name for name in steps if (Path(runs) / name / 'predictions.npz').exists()}
     present = [name for name in steps if name in runs]

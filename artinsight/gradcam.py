@@ -108,7 +108,7 @@ def _mask(logits, asked, classes):
 # %% ../nbs/07_gradcam.ipynb #score
 def score(
     logits:torch.Tensor, # (n, classes)
-    asked:list, # From `ask`
+    asked:list, # From ask
     classes=CLASSES, # Class names in the order of the logits
 )->torch.Tensor: # (n,)
     "Logit of a class, log-sum-exp of a style's logits, or log-odds of an origin; `ValueError` for an unknown name or index"
@@ -126,8 +126,8 @@ class GradCAM:
     "Grad-CAM maps of any CNN, at any layer; `ValueError` for an unknown layer (here) or a map of one cell (when called)"
     def __init__(self,
         model:nn.Module, # Turns (n, 3, h, w) into logits (n, classes); left exactly as found
-        layer:str=None, # Dotted name, as in `layers`; None: `default_layer` for the size of the pictures
-        precision=None, # None: exact float32; 'auto': what `pick_precision` finds fastest; or a `Precision`
+        layer:str=None, # Dotted name, as in layers; None: default_layer for the size of the pictures
+        precision=None, # None: exact float32; 'auto': what pick_precision finds fastest; or a Precision
         classes=CLASSES, # Class names in the order of the logits
     ):
         self.model,self.layer,self.precision,self.classes = model,layer,precision,classes
@@ -178,7 +178,7 @@ def _prepare(self:GradCAM, x):
 @patch
 def run(self:GradCAM,
     x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
 )->tuple: # Raw maps (n, h, w), logits (n, classes)
     "Raw maps (after ReLU, not scaled) and the logits of the same pass; `ValueError` for a layer without a map"
     x, autocast = self._prepare(x)
@@ -203,7 +203,7 @@ def scale(
 @patch
 def __call__(self:GradCAM,
     x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     raw:bool=False, # Before scaling?
 )->torch.Tensor: # (n, h, w), in 0..1 unless raw
     "Maps at the layer's resolution; `ValueError` as `run`"
@@ -238,7 +238,7 @@ def overlay(
 def map_pictures(
     cam:GradCAM, # Model and layer
     images:torch.Tensor, # uint8 (n, 3, s, s)
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     size:int=None, # Side in px at which the model sees them; None: as they are
     batch:int=32, # Pictures at a time
 )->tuple: # Maps (n, h, w) in 0..1 and probabilities (n, classes), on the CPU
@@ -373,7 +373,7 @@ def several_models(
     cams:dict, # Name -> (GradCAM, side in px at which this model sees pictures)
     images:torch.Tensor, # uint8 (n, 3, s, s), s at least the largest of the sides
     truth, # (n,) class indices
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     classes=CLASSES, # Class names
 )->Figure:
     "Each model's maps below the same pictures"
@@ -431,13 +431,13 @@ def border_mass(
 
 # %% ../nbs/07_gradcam.ipynb #explain
 def explain(
-    model:nn.Module, # Any CNN whose logits are `classes`
+    model:nn.Module, # Any CNN whose logits are classes
     images:torch.Tensor, # uint8 (n, 3, s, s), at the side that the model was made for
-    target=None, # The question, see `ask`
-    layer:str=None, # Dotted name; None: `default_layer`
+    target=None, # The question, see ask
+    layer:str=None, # Dotted name; None: default_layer
     top:int=5, # Classes to tell
     classes=CLASSES, # Class names
-    precision=None, # See `GradCAM`
+    precision=None, # See GradCAM
 )->list: # n dictionaries
     "Top classes, probabilities, and the map with its statistics; `ValueError` for a bad layer or target"
     cam = GradCAM(model, layer, precision, classes)
@@ -475,9 +475,9 @@ def _scale_beside(page, x, y, side):
 # %% ../nbs/07_gradcam.ipynb #explanation-picture
 def explanation_picture(
     image, # uint8 (3, s, s) or (s, s, 3), of any size
-    answer:dict, # From `explain`
+    answer:dict, # From explain
     opacity:float=.5, # Of the map
-)->Image.Image: # RGB; save it with `.save(path)`
+)->Image.Image: # RGB; save it with .save(path)
     "Picture, map and top classes, side by side"
     page, side, top = Image.new('RGB', (950, 325), 'white'), 256, 52
     draw = ImageDraw.Draw(page)
@@ -534,7 +534,7 @@ def _randomise(module):
 def randomisation_test(
     cam:GradCAM, # Model and layer; the model itself is not touched
     x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     seed:int=0, # Of the new weights
 )->pd.DataFrame: # layer, rank_correlation, ssim: means over the pictures, after randomising down to this layer
     "How much of the maps is left when the layers lose what they learnt, from the top"
@@ -580,7 +580,7 @@ def _order(maps, size, seed=0):
 def deletion_insertion(
     cam:GradCAM, # Model and layer
     x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     steps:int=10, # From untouched to wholly blurred
     seed:int=0, # Of the random maps
 )->pd.DataFrame: # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
@@ -598,7 +598,7 @@ def deletion_insertion(
 
 # %% ../nbs/07_gradcam.ipynb #areas
 def areas(
-    curves:pd.DataFrame, # From `deletion_insertion`
+    curves:pd.DataFrame, # From deletion_insertion
 )->pd.DataFrame: # A row per picture, a column per map
     "Area under insertion less area under deletion, -1 to 1"
     wide = curves.pivot(index=['picture', 'map', 'test'], columns='share', values='probability')
@@ -623,7 +623,7 @@ def mean_interval(
 def shift_stability(
     cam:GradCAM, # Model and layer
     x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     shift:int=2, # Pixels
 )->torch.Tensor: # (n,): mean correlation over four directions, 1 for perfectly stable
     "How well the maps follow their pictures when these move a little"
@@ -639,7 +639,7 @@ def shift_stability(
 
 # %% ../nbs/07_gradcam.ipynb #verdict
 def verdict(
-    found:dict, # From `honesty`
+    found:dict, # From honesty
 )->str: # One line
     "What the tests say about a model's maps"
     said = []
@@ -656,9 +656,9 @@ def verdict(
 def honesty(
     cam:GradCAM, # Model and layer
     x:torch.Tensor, # (n, 3, h, w) normalised pictures, a few dozen
-    target=None, # The question, see `ask`
+    target=None, # The question, see ask
     seed:int=0, # Of random weights, maps and draws
-)->dict: # Figures, the two tables `randomisation` and `curves`, and `verdict`
+)->dict: # Figures, the two tables randomisation and curves, and verdict
     "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
     maps, table, curves = cam(x, target), randomisation_test(cam, x, target, seed), deletion_insertion(cam, x, target, seed=seed)
     area, last = areas(curves), table.iloc[-1]
@@ -670,7 +670,7 @@ def honesty(
 
 # %% ../nbs/07_gradcam.ipynb #honesty-figure
 def honesty_figure(
-    found:dict, # From `honesty`
+    found:dict, # From honesty
     title:str='', # Name of the model
 )->Figure:
     "What is left of the maps as layers are randomised; deletion and insertion, with the rivals"

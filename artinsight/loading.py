@@ -254,7 +254,7 @@ def make_room(self: Store):
 @patch
 def resume(self: Store,
     keys: list,  # of all blocks
-    content=lambda block: None,  # the block's `_content`, asked where its key is another
+    content=lambda block: None,  # the block's _content, asked where its key is another
 ) -> dict:  # block -> its line of the journal
     "Blocks that an earlier build finished: same files, right checksum. Says what is damaged."
     lines = self.journal.read_bytes().splitlines() if self.journal.exists() else []
@@ -285,7 +285,7 @@ def finish(self: Store, done: dict):
 
 # %% ../nbs/02_loading.ipynb #6b63763e
 def build_stores(
-    frame: pd.DataFrame,  # pictures: a column `path`, relative to `root`
+    frame: pd.DataFrame,  # pictures: a column path, relative to root
     root,  # the data set's folder
     sizes,  # pixels, one store each, all from one decoding
     folder,  # where stores are kept; each gets a folder of its own in it
@@ -322,7 +322,7 @@ def _decode_missing(stores, done, root, keys, workers, progress):
 
 # %% ../nbs/02_loading.ipynb #5ec3418a
 def build_store(
-    frame: pd.DataFrame,  # pictures: a column `path`, relative to `root`
+    frame: pd.DataFrame,  # pictures: a column path, relative to root
     root,  # the data set's folder
     size: int,  # pixels
     folder,  # where stores are kept
@@ -349,7 +349,7 @@ def take(self: Store, slots) -> torch.Tensor:  # uint8 (n, 3, size, size), chann
 # %% ../nbs/02_loading.ipynb #307eedc6
 @patch
 def read(self: Store,
-    rows,  # positions in `frame`
+    rows,  # positions in frame
 ) -> torch.Tensor:  # uint8 (n, 3, size, size), channels last in memory
     "Pictures in the order of `rows`."
     return self.take(self.slots[np.asarray(rows)])
@@ -357,7 +357,7 @@ def read(self: Store,
 @patch
 def rows(self: Store,
     paths,  # relative paths
-) -> np.ndarray:  # positions in `frame`, in the order of `paths`; bad pictures are skipped
+) -> np.ndarray:  # positions in frame, in the order of paths; bad pictures are skipped
     "Where the pictures of `paths` stand."
     found = pd.Index(self.frame.path).get_indexer(list(paths))
     return found[found >= 0]
@@ -378,7 +378,7 @@ def normalise(
     return out
 
 def denormalise(
-    x: torch.Tensor,  # (n, 3, h, w), as `normalise` returns
+    x: torch.Tensor,  # (n, 3, h, w), as normalise returns
 ) -> torch.Tensor:  # pixels in 0..1
     "Undo `normalise`, for showing."
     mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
@@ -441,7 +441,7 @@ def draw_boxes(
 # %% ../nbs/02_loading.ipynb #a07878b6
 def crop(
     x: torch.Tensor,  # (n, 3, size, size), uint8 or float
-    boxes: torch.Tensor,  # as `draw_boxes` returns
+    boxes: torch.Tensor,  # as draw_boxes returns
 ) -> torch.Tensor:  # float (n, 3, size, size)
     "Cut each picture's box out and enlarge it to the old size (boxes are never larger, so antialiasing has nothing to do)."
     size = x.shape[-1]
@@ -501,7 +501,7 @@ def colour_jitter(
 # %% ../nbs/02_loading.ipynb #9b0e3aca
 def augment_batch(
     x: torch.Tensor,  # uint8 (n, 3, size, size), on any device
-    steps,  # names from `AUGMENTATIONS`
+    steps,  # names from AUGMENTATIONS
     generator: torch.Generator,  # source of the draws, on the CPU
 ) -> torch.Tensor:  # (n, 3, size, size), pixels in 0..255, uint8 or (after crop or colour) float
     "Augment each picture with its own draw, as torchvision's transforms would; ValueError for an unknown step."
@@ -635,10 +635,10 @@ class ArtLoaders(DataLoaders):
 # %% ../nbs/02_loading.ipynb #88af53b8
 def dataloaders(
     store: Store,  # the pictures
-    train,  # row positions in `store.frame`, as the next two
+    train,  # row positions in store.frame, as the next two
     valid,  # validation
     test=None,  # test
-    augment=(),  # names from `AUGMENTATIONS`, for training alone
+    augment=(),  # names from AUGMENTATIONS, for training alone
     batch_size: int = 64,  # pictures
     device=None,  # None: a GPU where there is one
     seed: int = 0,  # of order and augmentation
@@ -695,7 +695,7 @@ PRECISIONS = {'fp32': Precision('fp32', torch.float32, False), 'fp32 channels_la
 def pick_precision(
     device,  # where the model runs
     size: int,  # pixels
-    choice: str = 'auto',  # 'auto' or a name from `PRECISIONS`
+    choice: str = 'auto',  # 'auto' or a name from PRECISIONS
 ) -> Precision:
     "What is fastest on a device without costing accuracy; ValueError for an unknown choice."
     if choice in PRECISIONS: return PRECISIONS[choice]

@@ -481,7 +481,7 @@ def drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
 
 # %% ../nbs/01_sample.ipynb #cbe7574e
 def picture(
-    style: str,  # one of `STYLES`
+    style: str,  # one of STYLES
     generator: str,  # human, LD or SD
     size: int,  # of the result, pixels
     hand: np.random.Generator,  # the artist's habits
@@ -586,7 +586,7 @@ def paint_some(
 def claim(
     dest: Path,  # the sample's folder
     seed: int,  # of the sample
-    full: int | None,  # as in `paint`
+    full: int | None,  # as in paint
 ) -> Path:  # the folder
     "Mark a folder as a painted sample's; ValueError where it holds something else."
     mark, text = dest / PAINTED_MARK, f'A painted sample, made by artinsight.sample: no real art. seed {seed}, full {full}, version {VERSION}\n'
@@ -603,7 +603,7 @@ VERSION = 4  # of the painters: counted up when pictures change
 # %% ../nbs/01_sample.ipynb #a4118a45
 def paint(
     dest,  # the sample's folder; a partly painted one is completed
-    counts: pd.DataFrame,  # how many: columns split, folder, images, like `data.COUNTS`
+    counts: pd.DataFrame,  # how many: columns split, folder, images, like data.COUNTS
     seed: int = 0,  # another seed, other pictures
     full: int | None = None,  # pictures of each folder at their true size, the rest tiny; None: all
     workers: int | None = None,  # processes; None: one a core
@@ -626,8 +626,8 @@ def painted_sample(
     train: int = 40,  # training pictures in each of the 30 folders
     test: int = 8,  # test pictures in each
     seed: int = 0,  # another seed, other pictures
-    folder=None,  # where; None: in `$ARTINSIGHT_CACHE` or ~/.cache/artinsight
-) -> Path:  # a folder for `data.index`
+    folder=None,  # where; None: in $ARTINSIGHT_CACHE or ~/.cache/artinsight
+) -> Path:  # a folder for data.index
     "A small painted sample, painted on the first call and kept."
     folder = Path(folder) if folder else cache_folder() / f'painted-sample-{VERSION}-{train}-{test}-{seed}'
     if folder.exists(): return folder

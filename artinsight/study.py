@@ -33,7 +33,7 @@ from .training import Experiment, git_commit, load_predictions, read_record, run
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
 
 def find_experiment(
-    name: str,  # one of `EXPERIMENTS`
+    name: str,  # one of EXPERIMENTS
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
@@ -85,7 +85,7 @@ def load_model(
 
 # %% ../nbs/08_study.ipynb #74bc7eed
 def open_store(
-    three: dict,  # as `data.parts` returns
+    three: dict,  # as data.parts returns
     root,  # the data set's folder
     size: int,  # pixels of a side
 ):
@@ -96,10 +96,10 @@ def open_store(
 # %% ../nbs/08_study.ipynb #ae24603f
 def loaders_of(
     experiment: Experiment,
-    three: dict,  # as `data.parts` returns
+    three: dict,  # as data.parts returns
     store,  # of these pictures, at the experiment's size
     device: torch.device | None = None,
-):  # `loading.dataloaders`
+):  # loading.dataloaders
     "Loaders of a recipe; pictures that could not be decoded are left out. ValueError where a part has none left."
     rows = {name: store.rows(part.path) for name, part in three.items()}
     for name, readable in rows.items():
@@ -111,7 +111,7 @@ def loaders_of(
 def finished(
     run: Path,  # a run's folder
     experiment: Experiment,
-    init: str,  # as `init_name` returns
+    init: str,  # as init_name returns
     sha: str,  # of the data set's index
 ) -> dict | None:  # its record
     "The record of a run that is already what is asked for; None otherwise."
@@ -126,9 +126,9 @@ def finished(
 # %% ../nbs/08_study.ipynb #2d997ffa
 def describe_data(
     frame: pd.DataFrame,  # an index
-    three: dict,  # as `data.parts` returns
+    three: dict,  # as data.parts returns
     store,  # its pictures
-    sha: str,  # the index's `fingerprint`
+    sha: str,  # the index's fingerprint
 ) -> dict:  # for the record
     "Which pictures a run saw: name, counts, fingerprint, what was missing, short or damaged."
     read = {name: part[part.path.isin(set(store.frame.path))] for name, part in three.items()}
@@ -169,11 +169,11 @@ def finish(
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
     experiment: Experiment,
-    frame: pd.DataFrame,  # an index, see `data.index`
+    frame: pd.DataFrame,  # an index, see data.index
     runs,  # folder of runs
     weights: str = 'imagenet',  # first weights of a ResNet18
     device: str | None = None,  # None: the best one there is
-    precision: str = 'auto',  # see `loading.pick_precision`
+    precision: str = 'auto',  # see loading.pick_precision
     resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
@@ -233,7 +233,7 @@ def study_runs(
 def show_records(
     records: list,  # run records
     as_json: bool,
-    steps: pd.DataFrame | None = None,  # what `evaluation.ladder` says of them
+    steps: pd.DataFrame | None = None,  # what evaluation.ladder says of them
 ):
     "Print records as JSON, or as the table that the report shows."
     if as_json: print(json.dumps(records, indent=1))

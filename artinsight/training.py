@@ -50,7 +50,7 @@ class Experiment:
     model: str  # 'simple_cnn' or 'resnet18'
     size: int = 32  # pictures are squashed to size x size pixels
     frozen: tuple = ()  # names of layers that keep their weights and statistics
-    augment: tuple = ()  # steps of `loading.AUGMENTATIONS`
+    augment: tuple = ()  # steps of loading.AUGMENTATIONS
     epochs: int = 10  # at most
     patience: int = 3  # epochs without a better validation loss before stopping
     lr: float = 1e-3  # learning rate of SGD
@@ -58,7 +58,7 @@ class Experiment:
     batch_size: int = 64  # pictures
     per_style: int = 5000  # training and validation pictures per style and origin
     validation: float = .1  # share of them for validation
-    split_by: str = 'group'  # 'group' or 'random', see `data.split_validation`
+    split_by: str = 'group'  # 'group' or 'random', see data.split_validation
     seed: int = 0  # of choice, split, weights, order and augmentation
     quick: bool = False  # a version for a few hundred pictures
 
@@ -85,7 +85,7 @@ class CPUMixedPrecision(MixedPrecision):
         self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), torch.amp.GradScaler('cpu', enabled=False), []
 
 def precision_callbacks(
-    precision,  # what `loading.pick_precision` returned
+    precision,  # what loading.pick_precision returned
     device: torch.device,
 ) -> list:
     "The callbacks that train in this precision."
@@ -98,7 +98,7 @@ class Checkpoint(TrackerCallback):
     order = TrackerCallback.order + 3
     def __init__(self,
         file: Path,  # the checkpoint
-        start: str,  # what the training began from, see `starting_point`
+        start: str,  # what the training began from, see starting_point
         patience: int,  # epochs
     ):
         super().__init__(monitor='valid_loss', reset_on_fit=False)
@@ -147,7 +147,7 @@ def after_epoch(self: Checkpoint):
 
 # %% ../nbs/03_training.ipynb #a51a2ea8
 def paths_of(
-    batches,  # a loader of `loading.dataloaders`
+    batches,  # a loader of loading.dataloaders
     places=slice(None),  # of its pictures
 ) -> list:  # relative paths
     "The pictures of a loader, in its data set's order."
@@ -221,7 +221,7 @@ def read(self: Checkpoint, learn: Learner) -> bool:
 def starting_point(
     experiment: Experiment,
     model: nn.Module,  # with its first weights
-    dls,  # `loading.dataloaders`
+    dls,  # loading.dataloaders
     precision: str,  # its name
 ) -> str:  # 64 hexadecimal digits
     "sha256 of all that a training begins from."
@@ -234,7 +234,7 @@ def starting_point(
 def predict_probs(
     model: nn.Module,  # gives logits (n, 20)
     batches,  # an iterable of (x, y) on the model's device
-    precision=None,  # what `loading.pick_precision` returned; None: float32
+    precision=None,  # what loading.pick_precision returned; None: float32
 ) -> tuple:  # probabilities (n, 20) float32, targets (n,) int64, both numpy
     "Probabilities of all pictures, in the loader's order."
     dtype = precision.dtype if precision else torch.float32
@@ -361,8 +361,8 @@ def run_lock(
 def make_learner(
     experiment: Experiment,
     model: nn.Module,  # on the loaders' device
-    dls,  # `loading.dataloaders`
-    precision,  # what `loading.pick_precision` returned
+    dls,  # loading.dataloaders
+    precision,  # what loading.pick_precision returned
     cbs: list = (),  # more callbacks
 ) -> Learner:
     "A fastai learner for a recipe: plain SGD with momentum, cross entropy, accuracy."
@@ -384,9 +384,9 @@ def summarise(checkpoint: Checkpoint, dls, precision) -> dict:
 def train(
     experiment: Experiment,
     model: nn.Module,  # with its first weights
-    dls,  # `loading.dataloaders`: train, valid, test
+    dls,  # loading.dataloaders: train, valid, test
     folder,  # the run's folder
-    precision: str = 'auto',  # see `loading.pick_precision`
+    precision: str = 'auto',  # see loading.pick_precision
     cbs: list = (),  # more callbacks
 ) -> dict:  # best_epoch, epochs, train_seconds, images_per_second, environment
     "Train a recipe and write model, history and predictions; continues from a checkpoint. ValueError, OSError say what to do."
