@@ -7,10 +7,10 @@ __all__ = ['STYLES', 'ORIGINS', 'SPLITS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'C
            'COLUMNS', 'PICTURE_ENDINGS', 'SYSTEM_NAMES', 'ARCHIVES', 'HELD_OUT', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES',
            'folder_name', 'parse_folder', 'artist', 'parse_name', 'describe', 'user_path', 'printable', 'is_hidden',
            'scan_folder', 'tell_others', 'picture_files', 'subfolders', 'halves', 'find_root', 'list_pictures',
-           'data_name', 'index', 'choose', 'grouped_tenth', 'split_validation', 'parts', 'counts_by_class',
-           'fingerprint', 'discard', 'atomic_write', 'is_running', 'sweep', 'keep_freed_memory', 'run_in_processes',
-           'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders', 'check_counts', 'check_space',
-           'strict_ranges', 'kaggle_errors', 'download', 'artinsight_download']
+           'folder_sizes', 'data_name', 'index', 'choose', 'grouped_tenth', 'split_validation', 'parts',
+           'counts_by_class', 'fingerprint', 'discard', 'atomic_write', 'is_running', 'sweep', 'keep_freed_memory',
+           'run_in_processes', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders',
+           'check_counts', 'check_space', 'strict_ranges', 'kaggle_errors', 'download', 'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
 import ctypes, errno, functools, hashlib, multiprocessing, os, re, shutil, signal, sys, zipfile, zlib
@@ -72,11 +72,11 @@ def parse_name(
     path: str,  # split/folder/file, or deeper, relative to the data set's folder
 ) -> dict:  # split, style, origin, generator, class, group
     "What a picture's path says about it; ValueError where the split or the folder is unknown."
-    split, folder, file = (str(path).split('/', 2) + ['', ''])[:3]
-    split = split.lower()
-    if split not in SPLITS or not file: raise ValueError(f'not a path like train/baroque/picture.jpg: {path!r}')
+    parts = str(path).split('/')
+    if len(parts) < 3 or (split := parts[0].lower()) not in SPLITS:
+        raise ValueError(f'not a path like train/baroque/picture.jpg: {path!r}')
+    folder, stem = parts[1], parts[-1].rpartition('.')[0]
     style, origin, generator = parse_folder(folder)
-    stem = file.rpartition('/')[2].rpartition('.')[0]
     if origin == 'human': group = artist(stem)
     else:
         known = AI_NAME.fullmatch(stem)
@@ -105,7 +105,7 @@ def user_path(
     "The one way from what a user typed to a path; FileNotFoundError where there is no home folder."
     path = os.path.expanduser(path)
     if str(path).partition('/')[0] == '~':
-        raise FileNotFoundError(f'no home folder here for {path}: name a full path; ARTINSIGHT_CACHE names the cache folder')
+        raise FileNotFoundError(f'no home folder for {path}: name a full path (for the cache: ARTINSIGHT_CACHE)')
     return Path(path)
 
 def printable(
@@ -125,21 +125,25 @@ def is_hidden(
     "Whether a name is hidden, or an operating system's own."
     return name.startswith('.') or name.lower() in SYSTEM_NAMES
 
+def _is_special(path):
+    "Whether opening it may wait for ever, as with a pipe, a socket, a device."
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
 # %% ../nbs/00_data.ipynb #a2e7562e
 def scan_folder(
     folder,  # a folder
 ) -> tuple:  # (pictures, others): relative paths, each sorted
-    "All files below a folder, told apart by their endings; hidden and system ones left out, links to folders not followed."
+    "All that is below a folder, told apart by endings; nothing hidden, and links to folders are not followed."
     pictures, others, waiting = [], [], ['']
     while waiting:
         inside = waiting.pop()
         for entry in os.scandir(os.path.join(folder, inside)):
-            path = inside + entry.name
             if is_hidden(entry.name): continue
-            if entry.is_dir(follow_symlinks=False): waiting.append(path + '/')
-            elif (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)) and path.lower().endswith(PICTURE_ENDINGS):
-                pictures.append(path)
-            else: others.append(path)
+            path, ending = inside + entry.name, entry.name.lower().endswith(PICTURE_ENDINGS)
+            plain, below = entry.is_file(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
+            if below: waiting.append(path + '/')
+            if ending and (plain or not _is_special(entry.path)): pictures.append(path)
+            elif not below: others.append(path)
     return sorted(pictures), sorted(others)
 
 # %% ../nbs/00_data.ipynb #5466e779
@@ -155,7 +159,7 @@ def tell_others(
 def picture_files(
     folder,  # a folder
 ) -> list:  # of Path, sorted
-    "The pictures below a folder, by their endings; hidden and system files and folders left out, others named on standard error."
+    "The pictures below a folder, by their endings; nothing hidden; other files are named on standard error."
     folder = user_path(folder)
     pictures, others = scan_folder(folder)
     tell_others(folder, others)
@@ -167,37 +171,38 @@ HELD_OUT = ('val', 'valid', 'validation', 'dev')  # folders of other people's da
 
 def subfolders(
     folder: Path,  # a folder
-) -> list:  # names, sorted
+) -> list:  # names, sorted; none where it may not be read
     "Its folders, without hidden ones and those of an operating system."
-    return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_dir())
+    try: return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_dir())
+    except PermissionError: return []
 
 def halves(
     root: Path,  # perhaps a data set's folder
 ) -> list:  # names of its folders train and test, as they are spelled
-    "The two folders of a data set that are there; none where a folder may not be read."
-    with suppress(PermissionError): return [name for name in subfolders(root) if name.lower() in SPLITS]
-    return []
+    "The two folders of a data set that are there."
+    return [name for name in subfolders(root) if name.lower() in SPLITS]
 
 # %% ../nbs/00_data.ipynb #e054103d
 def _no_data_set(path):
     "FileNotFoundError that says what is there instead of a data set."
     if path.is_file() and path.name.lower().endswith(ARCHIVES): hint = 'it is an archive: unpack it and name the folder'
-    elif not path.is_dir(): hint = 'no such folder: get AI-ArtBench with artinsight_download, or paint a sample with artinsight_sample DEST'
+    elif not path.is_dir(): hint = 'no such folder: artinsight_download gets AI-ArtBench, artinsight_sample paints one'
     elif path.name.lower() in SPLITS: hint = f'no train or test folder in it: name {path.parent}, the folder above'
     elif packed := [name for name in sorted(os.listdir(path)) if name.lower().endswith(ARCHIVES)]:
         hint = f'no train or test folder in it, but an archive: unpack {packed[0]} first'
     else: hint = 'no train or test folder in it: expected train/<folders> and test/<folders> as in AI-ArtBench'
     return FileNotFoundError(f'{path}: {hint}')
 
+# %% ../nbs/00_data.ipynb #2b233378
 def find_root(
     path,  # the data set's folder, or the one that it was unpacked in
 ) -> Path:  # the folder that holds train and test
-    "The folder that holds `train` or `test`, up to two deeper; FileNotFoundError or ValueError where there is none, or more."
+    "The folder that holds `train` or `test`, up to two deeper; FileNotFoundError or ValueError where there is not one."
     path = user_path(path)
     level = [path] if path.is_dir() else []
     for _ in range(3):
         if roots := [folder for folder in level if halves(folder)]: break
-        level = [folder / name for folder in level if os.access(folder, os.R_OK | os.X_OK) for name in subfolders(folder)]
+        level = [folder / name for folder in level for name in subfolders(folder)]
     if not roots: raise _no_data_set(path)
     if len(roots) > 1: raise ValueError(f'{path} holds {len(roots)} data sets: name one of them, such as {roots[0]}')
     return roots[0]
@@ -206,17 +211,19 @@ def find_root(
 def list_pictures(
     root: Path,  # the folder that holds train and test
 ) -> list:  # sorted relative paths
-    "Relative paths of all pictures in known folders, other files named on standard error; ValueError for an unknown folder."
+    "Relative paths of all pictures, other files named on standard error; ValueError for an unknown folder."
     paths, others = [], []
     for split in halves(root):
         folders = subfolders(root / split)
         if unknown := [folder for folder in folders if folder not in FOLDERS]:
             raise ValueError(f'unknown folder {unknown[0]!r} in {root / split} ({len(unknown)} unknown): '
                              'expected names like baroque or AI_SD_ukiyo-e')
-        others += [f'{split}/{entry.name}' for entry in os.scandir(root / split) if not (is_hidden(entry.name) or entry.is_dir())]
+        loose = [entry.name for entry in os.scandir(root / split) if not (is_hidden(entry.name) or entry.is_dir())]
+        others += [f'{split}/{name}' for name in loose]
         for folder in folders:
-            found = scan_folder(root / split / folder)
-            for names, listed in zip(found, (paths, others)): listed += [f'{split}/{folder}/{name}' for name in names]
+            pictures, rest = scan_folder(root / split / folder)
+            paths += [f'{split}/{folder}/{name}' for name in pictures]
+            others += [f'{split}/{folder}/{name}' for name in rest]
     tell_others(root, others)
     if unused := [name for name in subfolders(root) if name.lower() in HELD_OUT]:
         print(f'{root / unused[0]} is not used: validation pictures are drawn from train', file=sys.stderr)
@@ -225,15 +232,21 @@ def list_pictures(
 # %% ../nbs/00_data.ipynb #688e263a
 PAINTED_MARK = 'painted-sample.txt'  # a file that `artinsight.sample` leaves beside train and test
 
+def folder_sizes(
+    frame: pd.DataFrame,  # an index
+) -> dict:  # (split, folder) -> pictures, for those that hold any
+    "How many pictures each folder of the data set holds."
+    sizes = frame.groupby(['split', 'style', 'generator']).size()
+    return {(split, folder_name(style, generator)): n for (split, style, generator), n in sizes.items()}
+
 def data_name(
     frame: pd.DataFrame,  # an index
     root: Path,  # its folder
 ) -> str:  # 'painted sample', 'AI-ArtBench' or the folder's name
     "What to call a data set in records and tables: AI-ArtBench only if all 60 counts are the known ones."
     if (root / PAINTED_MARK).exists(): return 'painted sample'
-    folder = frame.path.str.split('/').str[1]
     known = COUNTS.set_index(['split', 'folder']).images
-    return 'AI-ArtBench' if frame.groupby(['split', folder]).size().to_dict() == known.to_dict() else root.name
+    return 'AI-ArtBench' if folder_sizes(frame) == known.to_dict() else root.name
 
 # %% ../nbs/00_data.ipynb #6ae380c9
 def index(
@@ -243,7 +256,7 @@ def index(
     root = find_root(path).resolve()
     frame = describe(list_pictures(root))
     if frame.empty: raise ValueError(f'no pictures in {root}: its train and test folders hold none')
-    present = set(zip(frame.split, frame.path.str.split('/').str[1]))
+    present = folder_sizes(frame)
     missing = [f'{split}/{folder}' for split in SPLITS for folder in FOLDERS if (split, folder) not in present]
     frame.attrs = {'root': str(root), 'name': data_name(frame, root), 'missing': missing}
     return frame
@@ -287,19 +300,25 @@ def grouped_tenth(
             taken[place] = True
             left[needed[mine]] -= sizes[mine]
     for kind in np.flatnonzero(left):
-        mine = np.flatnonzero(needed == kind)
-        if not taken[pairs[mine] // len(kinds)].any() and 2 * sizes[mine].min() <= sizes[mine].sum():
-            taken[pairs[mine[sizes[mine].argmin()]] // len(kinds)] = True
+        groups, mine = pairs[needed == kind] // len(kinds), sizes[needed == kind]
+        if not taken[groups].any() and 2 * mine.min() <= mine.sum(): taken[groups[mine.argmin()]] = True
     return taken[group]
 
 # %% ../nbs/00_data.ipynb #00ba7948
+def _tell_absent(train, validation):
+    "Name the classes that are trained on and have no validation picture."
+    absent = validation.attrs['no_validation'] = sorted(set(train['class']) - set(validation['class']))
+    if absent: print(f"no validation picture of {', '.join(absent)}: its figures do not see them", file=sys.stderr)
+    return train, validation
+
+# %% ../nbs/00_data.ipynb #15e69fea
 def split_validation(
     frame: pd.DataFrame,  # chosen training rows
     fraction: float = .1,  # share for validation, of each class and generator
     by: str = 'group',  # 'group' keeps groups whole, 'random' is the study's way
     seed: int = 0,  # of the draw
 ) -> tuple:  # (train, validation) tables
-    "Split training rows in two, seeded; classes without a validation picture are told, also in `attrs['no_validation']`."
+    "Split training rows in two, seeded; `attrs['no_validation']` names classes that validation has none of."
     if by not in ('group', 'random'): raise ValueError(f"by is 'group' or 'random', not {by!r}")
     frame = frame.sort_values('path')
     sizes = frame.groupby(['class', 'generator']).size()
@@ -310,11 +329,7 @@ def split_validation(
         shuffled = frame.iloc[draw.permutation(len(frame))]
         place = shuffled.groupby(['class', 'generator']).cumcount().reindex(frame.index)
         held = (place < [wanted[part] for part in zip(frame['class'], frame.generator)]).to_numpy()
-    train, validation = frame[~held], frame[held]
-    validation.attrs['no_validation'] = without = sorted(set(train['class']) - set(validation['class']))
-    if without:
-        print(f"no validation picture of {', '.join(without)}: early stopping and thresholds do not see them", file=sys.stderr)
-    return train, validation
+    return _tell_absent(frame[~held], frame[held])
 
 # %% ../nbs/00_data.ipynb #ff4916f9
 def parts(
@@ -395,7 +410,7 @@ def keep_freed_memory(
         mallopt(mmap_threshold, megabytes * 2**19)
 
 def _work(function, pipe, parent):
-    "A worker's life: jobs come, answers go back, None is the end. It leaves Ctrl-C to its parent, and ends when that is gone."
+    "A worker: jobs come, answers go back, None is the end. It leaves Ctrl-C to its parent, and ends when that is gone."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     with suppress(EOFError, OSError):
@@ -417,14 +432,16 @@ def _start(function, number):
             process.start()
             there.close()
             crew[here] = process
-    except OSError as error: print(f'{len(crew)} of {number} processes could be started ({error.strerror}): slower', file=sys.stderr)
+    except OSError as error:
+        print(f'{len(crew)} of {number} processes could be started ({error.strerror}): slower', file=sys.stderr)
     return crew
 
+# %% ../nbs/00_data.ipynb #07851587
 def _tell_killed(process):
     "One line about a worker that is gone."
     process.join()
-    print(f'a worker process ended with code {process.exitcode}, killed perhaps for lack of memory: its work is done at the end, '
-          'by this process', file=sys.stderr)
+    print(f'a worker process was killed (exit code {process.exitcode}), perhaps for lack of memory: '
+          'its work is done at the end, by this process', file=sys.stderr)
 
 def _dismiss(crew):
     "Let workers end what they are at, and go."
@@ -436,30 +453,36 @@ def _dismiss(crew):
         process.join()
 
 # %% ../nbs/00_data.ipynb #ca9eff14
+def _answers(crew, jobs):
+    "Yield (key, whether it could be done, result) as workers answer; a job whose worker is killed gets no answer."
+    idle, at_work, queue = list(crew), {}, iter(jobs)
+    while True:
+        for pipe, key in zip(idle, queue):
+            at_work[pipe] = key
+            with suppress(OSError): pipe.send(jobs[key])  # a dead one shows below
+        if not at_work: return
+        idle = []
+        for pipe in wait(list(at_work)):
+            key = at_work.pop(pipe)
+            try: done, result = pipe.recv()
+            except (EOFError, OSError): _tell_killed(crew[pipe])
+            else:
+                idle.append(pipe)
+                yield key, done, result
+
+# %% ../nbs/00_data.ipynb #5e99e62e
 def run_in_processes(
     function,  # at a module's top level
     jobs: dict,  # key -> arguments of the function, a tuple
     workers: int,  # processes; below 2: this one
 ):  # an iterator of (key, result), as they end
-    "Do all jobs in worker processes; what no worker could do is done in this one, at the end."
-    left, at_work, queue = dict(jobs), {}, iter(jobs)
-    crew = _start(function, min(workers, len(jobs))) if min(workers, len(jobs)) > 1 else {}
+    "Do all jobs in worker processes; what no worker could do is done in this one."
+    left, workers = dict(jobs), min(workers, len(jobs))
+    crew = _start(function, workers) if workers > 1 else {}
     try:
-        idle = list(crew)
-        while True:
-            for pipe, key in zip(idle, queue):
-                at_work[pipe] = key
-                with suppress(OSError): pipe.send(jobs[key])  # a dead one shows below
-            if not at_work: break
-            idle = []
-            for pipe in wait(list(at_work)):
-                key = at_work.pop(pipe)
-                try: fine, result = pipe.recv()
-                except (EOFError, OSError): _tell_killed(crew[pipe])
-                else:
-                    idle.append(pipe)
-                    yield key, result if fine else function(*left[key])
-                    del left[key]
+        for key, done, result in _answers(crew, jobs):
+            yield key, result if done else function(*left[key])
+            del left[key]
     finally: _dismiss(crew)
     yield from ((key, function(*job)) for key, job in left.items())
 
@@ -522,6 +545,7 @@ def _run_script(func, many):
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(130)
 
+# %% ../nbs/00_data.ipynb #0ca0758a
 def console(
     func=None,  # a function with docments
     *,
@@ -539,7 +563,9 @@ def data_folder(
 ) -> Path:
     "The data set's folder: `data`, else `$ARTINSIGHT_DATA`; FileNotFoundError where neither is set."
     data = data or os.environ.get('ARTINSIGHT_DATA')
-    if not data: raise FileNotFoundError('no data set named: give --data DIR or set ARTINSIGHT_DATA (get one with artinsight_download or artinsight_sample DEST)')
+    if not data:
+        raise FileNotFoundError('no data set named: give --data DIR or set ARTINSIGHT_DATA '
+                                '(get one with artinsight_download or artinsight_sample DEST)')
     return user_path(data)
 
 # %% ../nbs/00_data.ipynb #ea6e6940
@@ -564,8 +590,9 @@ def check_counts(
     wrong = both[both.images != both.found]
     if len(wrong):
         first = wrong.iloc[0]
-        raise ValueError(f'{len(wrong)} of {len(both)} folders are incomplete, the first is {first.split}/{first.folder} '
-                         f'with {int(first.found)} of {first.images} pictures: delete {root.parent} and run artinsight_download again')
+        there = f'{first.split}/{first.folder} with {int(first.found)} of {first.images} pictures'
+        raise ValueError(f'{len(wrong)} of {len(both)} folders are incomplete, the first is {there}: '
+                         f'delete {root.parent} and run artinsight_download again')
 
 # %% ../nbs/00_data.ipynb #fc5608e1
 def check_space(
@@ -578,7 +605,8 @@ def check_space(
     there = [file.stat().st_size for file in [archive, *pictures.rglob('*')] if file.is_file()]
     needed, free = 2 * ZIP_BYTES - sum(there), shutil.disk_usage(place).free
     if free < needed:
-        raise OSError(f'{cache} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: free some, or name another folder')
+        raise OSError(f'{cache} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: '
+                      'free some, or name another folder')
 
 # %% ../nbs/00_data.ipynb #9a8b9a8e
 @contextmanager
@@ -591,11 +619,16 @@ def strict_ranges():
         asked = (kwargs.get('headers') or {}).get('Range', '')
         response.raise_for_status()
         if not response.headers.get('Content-Range', '').startswith(asked.replace('=', ' ')):
-            raise requests.HTTPError(f'another part of the archive came than was asked for ({response.status_code})', response=response)
+            raise requests.HTTPError(f'not the rest came, but status {response.status_code}', response=response)
         return response
     requests.get = checked
     try: yield
     finally: requests.get = get
+
+def _damaged(archive, reason):
+    "The error of an archive that is deleted."
+    archive.unlink(missing_ok=True)
+    return OSError(f'the archive was damaged ({reason}) and was deleted: run artinsight_download again')
 
 # %% ../nbs/00_data.ipynb #cde18614
 @contextmanager
@@ -604,24 +637,19 @@ def kaggle_errors(
 ):
     "Turn what kagglehub raises into OSErrors that say what to do; a damaged archive is deleted, a partial one kept."
     import kagglehub, requests
-    again = 'run artinsight_download again'
     try: yield
     except requests.RequestException as error:
-        if getattr(error.response, 'status_code', None) == 416:  # longer than the real one
-            archive.unlink(missing_ok=True)
-            raise OSError(f'the archive was damaged and was deleted: {again}') from error
-        kept = f'what came is kept, {again} to go on'
-        if error.response is not None: raise OSError(f'Kaggle refused {HANDLE} ({error}): {kept}') from error
-        raise OSError(f'no connection to Kaggle ({type(error).__name__}): {kept}') from error
+        status = getattr(error.response, 'status_code', None)
+        if status == 416: raise _damaged(archive, 'it was longer than the real one') from error
+        what = f'Kaggle refused {HANDLE} ({error})' if status else f'no connection to Kaggle ({type(error).__name__})'
+        raise OSError(f'{what}: what came is kept, run artinsight_download again to go on') from error
     except OSError: raise
-    except kagglehub.exceptions.DataCorruptionError as error:
-        raise OSError(f'the archive arrived damaged and was deleted: {again}') from error
+    except (kagglehub.exceptions.DataCorruptionError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _damaged(archive, type(error).__name__) from error
     except Exception as error:
-        if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError)) or str(error).startswith('Unsupported archive'):
-            archive.unlink(missing_ok=True)
-            raise OSError(f'the archive was damaged ({error}) and was deleted: {again}') from error
+        if str(error).startswith('Unsupported archive'): raise _damaged(archive, error) from error
         raise OSError(f'kagglehub gave up, nothing was deleted ({type(error).__name__}: {error}). '
-                      'Credentials that are broken can be removed: AI-ArtBench needs none') from error
+                      'Broken credentials can be removed: AI-ArtBench needs none') from error
 
 # %% ../nbs/00_data.ipynb #c515d170
 def _kagglehub():
@@ -632,20 +660,27 @@ def _kagglehub():
     except RuntimeError as error: raise OSError(f'kagglehub needs a home folder ({error}): set HOME') from error
     return kagglehub
 
+def _fetch():
+    "kagglehub's copy of AI-ArtBench; what it prints goes to standard error."
+    kagglehub = _kagglehub()
+    name, version = HANDLE.split('/versions/')
+    cache = Path(kagglehub.config.get_cache_folder())
+    archive = cache / 'datasets' / name / f'{version}.archive'
+    pictures, complete = archive.parent / 'versions' / version, archive.with_suffix('.complete')
+    lent = {'TBE_RUNTIME_ADDR', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ)  # Colab and Kaggle lend a copy of their own
+    if not lent and not (complete.exists() and pictures.exists()): check_space(cache, archive, pictures)
+    with kaggle_errors(archive), strict_ranges(): root = kagglehub.dataset_download(HANDLE)
+    return Path(root) / 'Real_AI_SD_LD_Dataset'
+
+# %% ../nbs/00_data.ipynb #6fa55ce2
 def download(
     folder=None,  # where to keep it; None: kagglehub's own cache
     counts: pd.DataFrame | None = None,  # what it should hold; None: COUNTS
 ) -> Path:  # the folder that holds train and test
     "Fetch AI-ArtBench, going on where an earlier call stopped; ImportError, OSError or ValueError say what to do."
-    if folder := folder or os.environ.get('KAGGLEHUB_CACHE'): os.environ['KAGGLEHUB_CACHE'] = str(user_path(folder).absolute())
-    with redirect_stdout(sys.stderr):  # standard output is for our folder alone
-        kagglehub = _kagglehub()
-        cache, (name, version) = Path(kagglehub.config.get_cache_folder()), HANDLE.split('/versions/')
-        home = cache / 'datasets' / name
-        archive, pictures = home / f'{version}.archive', home / 'versions' / version
-        lent = {'TBE_RUNTIME_ADDR', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ)  # Colab and Kaggle lend a copy of their own
-        if not lent and not ((home / f'{version}.complete').exists() and pictures.exists()): check_space(cache, archive, pictures)
-        with kaggle_errors(archive), strict_ranges(): root = Path(kagglehub.dataset_download(HANDLE)) / 'Real_AI_SD_LD_Dataset'
+    folder = folder or os.environ.get('KAGGLEHUB_CACHE')
+    if folder: os.environ['KAGGLEHUB_CACHE'] = str(user_path(folder).absolute())
+    with redirect_stdout(sys.stderr): root = _fetch()
     check_counts(root, counts)
     return root
 

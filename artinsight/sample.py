@@ -23,7 +23,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console, run_in_processes, sweep, user_path
+from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console
+from .data import parse_folder, run_in_processes, sweep, user_path
 
 # %% ../nbs/01_sample.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -608,14 +609,13 @@ def paint(
     progress: bool = False,  # tell standard error how far it is
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
-    if unknown := set(counts.folder) - set(FOLDERS):
-        raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
+    for folder in counts.folder: parse_folder(folder)
     if counts.images.max() > MOST:
         raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
     dest, total, done = claim(user_path(dest), seed, full), int(counts.images.sum()), 0
-    for row in counts.itertuples(): (dest / row.split / row.folder).mkdir(parents=True, exist_ok=True)
-    jobs = {(row.split, row.folder, start): (dest, row.split, row.folder, range(start, min(start + 16, row.images)), seed, full)
-            for row in counts.itertuples() for start in range(0, row.images, 16)}
+    for split, folder in zip(counts.split, counts.folder): (dest / split / folder).mkdir(parents=True, exist_ok=True)
+    jobs = {(split, folder, start): (dest, split, folder, range(start, min(start + 16, n)), seed, full)
+            for split, folder, n in zip(counts.split, counts.folder, counts.images) for start in range(0, n, 16)}
     for _, painted in run_in_processes(paint_some, jobs, workers or num_cpus()):
         done += painted
         end = '\n' if done == total else ''
