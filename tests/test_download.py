@@ -110,6 +110,101 @@ def test_members_cannot_leave_the_folder(cache, tmp_path):
     outside = [p for p in set(tmp_path.rglob('*')) - before if root.parent not in p.parents and p.suffix == '.jpg']
     assert outside == [] and not Path('/tmp/artinsight-evil.jpg').exists() and whole(root)
 
+HALF = 1 << 20  # kagglehub keeps what came in chunks of this size
+
+def half_fetched(server, cache):
+    "What a cut line leaves of the archive."
+    with pytest.raises(OSError, match='what came is kept'): fetch(server, cache)
+    return (home(cache)/'5.archive').read_bytes()
+
+@pytest.mark.parametrize('status', [403, 503])
+def test_refusal_to_go_on_never_gets_into_the_archive(archive, cache, status):
+    "A range that is refused (an address that expired, a busy server): what came stays as it is, and the next call goes on."
+    with serve(archive, drops=[HALF + 9000], fails=[status]) as kaggle:
+        kept = half_fetched(kaggle, cache)
+        assert len(kept) == HALF and kept == archive.read_bytes()[:HALF]
+        with pytest.raises(OSError, match=f'Kaggle refused .*{status}.*what came is kept'): fetch(kaggle, cache)
+        assert (home(cache)/'5.archive').read_bytes() == kept
+        assert whole(fetch(kaggle, cache)) and kaggle.log[-1] == f'bytes={HALF}-'
+
+def test_whole_file_instead_of_the_rest_is_not_appended(archive, cache):
+    with serve(archive, drops=[HALF + 9000], ignores_range=True) as kaggle:
+        kept = half_fetched(kaggle, cache)
+        with pytest.raises(OSError, match='not the rest came, but status 200'): fetch(kaggle, cache)
+        assert (home(cache)/'5.archive').read_bytes() == kept
+        kaggle.ignores_range = False
+        assert whole(fetch(kaggle, cache))
+
+def test_archive_longer_than_the_real_one_is_fetched_afresh(archive, cache):
+    "As an older client leaves it that appended a refusal: there is no rest to ask for (416)."
+    (home(cache)).mkdir(parents=True)
+    (home(cache)/'5.archive').write_bytes(archive.read_bytes() + b'<Error/>')
+    with serve(archive) as kaggle:
+        with pytest.raises(OSError, match='longer than the real one.*was deleted: run artinsight_download again'): fetch(kaggle, cache)
+        assert whole(fetch(kaggle, cache))
+
+@pytest.mark.parametrize('text', ['{"username": ', '{"username": "ann"}', '7', '\udcff'])
+def test_broken_credentials_delete_nothing(archive, cache, text):
+    "A half-written kaggle.json, one without a key, one that is no object, one that is no text."
+    with serve(archive, drops=[HALF + 9000]) as kaggle:
+        kept = half_fetched(kaggle, cache)
+        (cache/'kaggle.json').write_bytes(text.encode('utf8', 'surrogateescape'))
+        with pytest.raises(OSError, match='nothing was deleted.*Broken credentials can be removed'): fetch(kaggle, cache)
+        assert (home(cache)/'5.archive').read_bytes() == kept
+        (cache/'kaggle.json').unlink()
+        assert whole(fetch(kaggle, cache))
+
+def names_of_errors():
+    import kagglehub.exceptions as known
+    return [name for name, kind in vars(known).items() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+@pytest.mark.parametrize('name', [*names_of_errors(), 'Exception'])
+def test_every_error_of_kagglehub_is_one_line(cache, monkeypatch, name):
+    "CredentialError, BackendError, KaggleEnvironmentError and their siblings are bare Exceptions."
+    import kagglehub
+    error = getattr(kagglehub.exceptions, name, Exception)('no luck today')
+    def fail(handle): raise error
+    monkeypatch.setattr(kagglehub, 'dataset_download', fail)
+    with pytest.raises(OSError, match=f'({name}|no luck today)') as caught: data.download(cache)
+    assert '\n' not in str(caught.value)
+
+def test_kaggle_notebook_without_its_tokens(cache, monkeypatch):
+    "Real code of kagglehub on a machine that says it is Kaggle's and is not."
+    for name in ('KAGGLE_KERNEL_RUN_TYPE', 'KAGGLE_DATA_PROXY_URL'): monkeypatch.setenv(name, 'http://localhost:9')
+    monkeypatch.delenv('KAGGLE_USER_SECRETS_TOKEN', raising=False)
+    with pytest.raises(OSError, match='CredentialError.*JWT Token is required'): data.download(cache)
+
+def test_space_of_what_is_unpacked_is_not_asked_again(archive, cache, monkeypatch):
+    "An unpacking that was stopped near its end needs little more."
+    with serve(archive) as kaggle: root = fetch(kaggle, cache)
+    (home(cache)/'5.complete').unlink()
+    shutil.copy(archive, home(cache)/'5.archive')
+    size, unpacked = archive.stat().st_size, sum(file.stat().st_size for file in root.rglob('*.jpg'))
+    monkeypatch.setattr(data, 'ZIP_BYTES', size)
+    free = data.shutil.disk_usage(cache)._replace(free=size - unpacked + 1000)
+    monkeypatch.setattr(data.shutil, 'disk_usage', lambda place: free)
+    with serve(archive) as kaggle: assert whole(fetch(kaggle, cache))
+    data.shutil.rmtree(root)
+    (home(cache)/'5.complete').unlink()
+    with serve(archive) as kaggle, pytest.raises(OSError, match='GB are needed'): fetch(kaggle, cache)
+
+def test_without_a_home_folder(cache, monkeypatch):
+    "kagglehub asks for the home folder when it is imported."
+    for name in [name for name in sys.modules if name.startswith('kagglehub')]: monkeypatch.delitem(sys.modules, name)
+    def nobody(): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.setattr(Path, 'home', nobody)
+    with pytest.raises(OSError, match='kagglehub needs a home folder.*set HOME'): data.download(cache)
+
+WARNED = 'from artinsight import data; data.ZIP_BYTES = 0; data.check_counts = lambda *args: None; data.artinsight_download()'
+
+def test_only_the_folder_goes_to_standard_output(archive, tmp_path):
+    "With credentials, kagglehub says that it is outdated, without a line end: `$(artinsight_download)` must not hold that."
+    with serve(archive) as kaggle:
+        env = {**os.environ, **kaggle.env(tmp_path/'cache'), 'KAGGLE_USERNAME': 'ann', 'KAGGLE_KEY': '0'}
+        got = subprocess.run([sys.executable, '-c', WARNED], env=env, capture_output=True, text=True)
+    assert got.returncode == 0 and 'outdated' in got.stderr
+    assert got.stdout == f"{home(tmp_path/'cache')/'versions/5/Real_AI_SD_LD_Dataset'}\n"
+
 SCRIPT = 'from artinsight import data; data.ZIP_BYTES = 0; data.artinsight_download()'
 
 def test_script_says_one_line_and_exits_2(archive, tmp_path):
