@@ -308,7 +308,8 @@ def grouped_tenth(
 def _tell_absent(train, validation):
     "Name the classes that are trained on and have no validation picture."
     absent = validation.attrs['no_validation'] = sorted(set(train['class']) - set(validation['class']))
-    if absent: print(f"no validation picture of {', '.join(absent)}: its figures do not see them", file=sys.stderr)
+    if absent and len(validation):
+        print(f"no validation picture of {', '.join(absent)}: its figures do not see them", file=sys.stderr)
     return train, validation
 
 # %% ../nbs/00_data.ipynb #15e69fea
@@ -519,12 +520,11 @@ def _one_line(error):
             text += ': ARTINSIGHT_CACHE can name another cache folder'
     return printable(text)
 
-def _broken(stream):
-    "Whether nobody reads a stream any more; it is then silenced, also for the interpreter's end."
-    try: stream.flush()
-    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    else: return False
-    return True
+def _silence_broken():
+    "Nothing more goes to a standard stream that takes nothing more, not even at the interpreter's end."
+    for stream in (sys.stdout, sys.stderr):
+        try: stream.flush()
+        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../nbs/00_data.ipynb #a7a5b471
 def _run_script(func, many):
@@ -539,8 +539,8 @@ def _run_script(func, many):
         finally: sys.stdout.flush()
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if sys.flags.dev_mode: raise
-        unread = [_broken(stream) for stream in (sys.stdout, sys.stderr)]
-        if isinstance(error, BrokenPipeError) and any(unread): sys.exit(141)
+        _silence_broken()
+        if isinstance(error, BrokenPipeError): sys.exit(141)
         print(f'{func.__name__}: {_one_line(error)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(130)

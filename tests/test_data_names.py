@@ -50,5 +50,6 @@ def test_all_known_names():
     assert (number == [STYLES.index(s) for s in generated['style']]).all()
     assert generated.group.value_counts().max() <= 4
     assert generated.groupby('group').split.nunique().max() == 1
+    assert list(frame.group) == [data.parse_name(path)['group'] for path in paths]                # no artist spans a folder
     artists = frame[frame.origin == 'human'].group
     assert artists.nunique() < len(artists)*.6 and artists.value_counts().max() < 40     # neither one a picture nor all in one
