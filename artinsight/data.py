@@ -419,7 +419,7 @@ def _work(function, pipe, parent):
             if not pipe.poll(): continue
             if (job := pipe.recv()) is None: return
             try: answer = True, function(*job)
-            except Exception: answer = False, None
+            except Exception: answer = False, None  # noqa: BLE001, the parent does it again and meets the error
             pipe.send(answer)
 
 # %% ../nbs/00_data.ipynb #40f1f903

@@ -2,14 +2,15 @@
 
 What it stands for: api.kaggle.com's DownloadDataset call, and the file on Google Cloud Storage that it leads to.
 
-How the real thing is known: from the client, kagglehub 1.0.3 and kagglesdk 0.1.38 (PyPI). `kaggle_http_client.py` posts
-JSON to /v1/datasets.DatasetApiService/DownloadDataset, follows the redirect with GET, treats JSON with a `code` of 400 or
-more as an error, and hands the last answer to `clients.py`: `_check_response_version` compares `X-Kaggle-HubVersion` with
-its own version and warns on standard output (only a client with credentials does); `download_file` needs
-`Content-Length`, `Accept-Ranges: bytes` and `x-goog-hash: crc32c=...,md5=...` (`integrity.py`), asks the redirected address
-again with `Range: bytes=N-`, never looks at that answer's status, and appends its body. The signed address (X-Goog-Algorithm,
--Credential, -Date, -Expires, -SignedHeaders, -Signature), the `<Error>` XML of refusals, and 206 with `Content-Range` or
-416 with `bytes */SIZE` are those of Cloud Storage's XML API. Kaggle itself was not reached.
+How the real thing is known: from the client, kagglehub 1.0.3 and kagglesdk 0.1.38 (PyPI). `kaggle_http_client.py`
+posts JSON to /v1/datasets.DatasetApiService/DownloadDataset, follows the redirect with GET, treats JSON with a `code`
+of 400 or more as an error, and hands the last answer to `clients.py`: `_check_response_version` compares
+`X-Kaggle-HubVersion` with its own version and warns on standard output (only a client with credentials does);
+`download_file` needs `Content-Length`, `Accept-Ranges: bytes` and `x-goog-hash: crc32c=...,md5=...` (`integrity.py`),
+asks the redirected address again with `Range: bytes=N-`, never looks at that answer's status, and appends its body.
+The signed address (X-Goog-Algorithm, -Credential, -Date, -Expires, -SignedHeaders, -Signature), the `<Error>` XML of
+refusals, and 206 with `Content-Range` or 416 with `bytes */SIZE` are those of Cloud Storage's XML API. Kaggle itself
+was not reached.
 
 How it is as awkward: lines cut in the middle (`drops`), answers to ranges that are 403, 416, 503 with an XML body
 (`fails`), or 200 with the whole file (`ignores_range`); an address without its signature is refused with 403; a range
@@ -26,12 +27,13 @@ from pathlib import Path
 ROOT = 'Real_AI_SD_LD_Dataset'
 CALL = '/api/v1/datasets.DatasetApiService/DownloadDataset'
 STORED = 'http://storage.googleapis.localhost/kaggle-data-sets/5/archive.zip'
-SIGNED = ('X-Goog-Algorithm=GOOG4-RSA-SHA256&X-Goog-Credential=kaggle%40localhost%2F20260101%2Fauto%2Fstorage%2Fgoog4_request'
+SIGNED = ('X-Goog-Algorithm=GOOG4-RSA-SHA256'
+          '&X-Goog-Credential=kaggle%40localhost%2F20260101%2Fauto%2Fstorage%2Fgoog4_request'
           '&X-Goog-Date=20260101T000000Z&X-Goog-Expires=259200&X-Goog-SignedHeaders=host&X-Goog-Signature=0123456789abcdef')
 REFUSALS = {403: 'ExpiredToken', 416: 'InvalidRange', 503: 'ServiceUnavailable'}
 
 class Kaggle(ThreadingHTTPServer):
-    "Serves one archive; `drops`: after how many bytes each of the next transfers is cut; `fails`: statuses of the next ranges."
+    "Serves one archive; `drops`: bytes after which the next transfers are cut; `fails`: statuses of the next ranges."
     daemon_threads = True
     def __init__(self, archive, drops=(), rate=None, wrong_md5=False, status=None, known='ravidussilva/real-ai-art/5',
                  fails=(), ignores_range=False, hub_version='99.0.0'):
@@ -67,7 +69,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers.get('Content-Length', 0))) or b'{}')
         handle = '/'.join(str(asked.get(key)) for key in ('ownerSlug', 'datasetSlug', 'datasetVersionNumber'))
-        if self.server.status: return self.say(self.server.status, dict(code=self.server.status, message='no luck today'))
+        status = self.server.status
+        if status: return self.say(status, dict(code=status, message='no luck today'))
         if not self.path.endswith(CALL) or handle != self.server.known:
             return self.say(404, dict(code=404, message=f'{handle} not found'))
         self.send_response(302)
@@ -78,7 +81,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def refuse(self, status):
         "Cloud Storage's answer to what it does not give."
-        body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{REFUSALS[status]}</Code><Message>no</Message></Error>".encode()
+        body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{REFUSALS[status]}</Code></Error>".encode()
         self.send_response(status)
         self.send_header('Content-Type', 'application/xml; charset=UTF-8')
         if status == 416: self.send_header('Content-Range', f'bytes */{self.server.archive.stat().st_size}')
