@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'PICTURE_ERRORS', 'BEGINNINGS', 'NO_PICTURES', 'READ', 'SQUASH', 'BLOCK', 'VERSION', 'MEAN',
            'STD', 'AUGMENTATIONS', 'DEGREES', 'SCALE', 'RATIO', 'JITTER', 'GREY', 'FULL_SHUFFLE', 'CHUNK', 'POOL',
-           'CPU', 'CACHE', 'PRECISIONS', 'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode',
-           'keep_freed_memory', 'Store', 'build_stores', 'build_store', 'normalise', 'denormalise', 'turn',
-           'draw_boxes', 'crop', 'colour_jitter', 'augment_batch', 'epoch_order', 'Pictures', 'ahead', 'BatchLoader',
-           'ArtLoaders', 'dataloaders', 'Precision', 'cpu_has_bf16', 'pick_precision']
+           'CPU', 'CACHE', 'PRECISIONS', 'BadPicture', 'to_rgb', 'why_bad', 'open_picture', 'squash', 'decode', 'Store',
+           'build_stores', 'build_store', 'move', 'normalise', 'denormalise', 'turn', 'draw_boxes', 'crop',
+           'colour_jitter', 'augment_batch', 'epoch_order', 'Pictures', 'ahead', 'BatchLoader', 'ArtLoaders',
+           'dataloaders', 'Precision', 'cpu_has_bf16', 'pick_precision']
 
 # %% ../nbs/02_loading.ipynb #a6c40e19
-import ctypes, errno, hashlib, json, multiprocessing, os, re, shutil, signal, struct, sys, threading, time, warnings, zlib
+import errno, gc, hashlib, json, os, re, shutil, struct, sys, time, warnings, zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
@@ -29,7 +30,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .data import CLASSES, atomic_write, sweep
+from .data import CLASSES, atomic_write, keep_freed_memory, run_in_processes, sweep, user_path
 
 # %% ../nbs/02_loading.ipynb #0a75be82
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM')  # what is read; Pillow knows more, some of them risky
@@ -235,38 +236,6 @@ def _decode_block(root, paths, start, targets):
                 file.write(pixels)
     return bad, [_checksum(crc, bad) for crc in crcs], content
 
-# %% ../nbs/02_loading.ipynb #91c4d7f0
-def keep_freed_memory(
-    megabytes: int = 64,  # free memory that the process may keep
-):
-    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
-    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
-        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
-        mallopt(trim_threshold, megabytes * 2 ** 20)
-        mallopt(mmap_threshold, megabytes * 2 ** 19)
-
-# %% ../nbs/02_loading.ipynb #8ba2358f
-def _worker_start(parent):
-    "A worker leaves Ctrl-C to its parent, and ends when its parent is gone."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
-    def watch():
-        while os.getppid() == parent: time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-
-def _run(jobs, workers):
-    "Yield (job's key, result) of `{key: arguments of _decode_block}` as they end, from `workers` processes."
-    if workers < 2 or len(jobs) < 2:
-        yield from ((key, _decode_block(*job)) for key, job in jobs.items())
-        return
-    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _worker_start, (os.getpid(),))
-    try:
-        futures = {pool.submit(_decode_block, *job): key for key, job in jobs.items()}
-        for future in as_completed(futures): yield futures[future], future.result()
-    finally: pool.shutdown(wait=True, cancel_futures=True)
-
 # %% ../nbs/02_loading.ipynb #f4b87399
 def _progress(results, total, what):
     "Pass `results` on, with a bar in notebooks and a line on standard error on consoles."
@@ -291,7 +260,7 @@ class Store:
     ):
         self.folder, self.size, self.all, self.n = Path(folder), size, frame, len(frame)
         self.file, self.journal = self.folder / 'pixels.u8', self.folder / 'blocks.jsonl'
-        self.picture_bytes, self.kept = size * size * 3, {}
+        self.picture_bytes, self.kept, self.on_gpu = size * size * 3, {}, WeakValueDictionary()
         self.bytes = self.n * self.picture_bytes
 
     def __len__(self): return len(self.frame)
@@ -308,7 +277,10 @@ def damaged(self: Store, done: dict) -> list:  # block numbers
     "Those of the `done` blocks whose pixels do not have the checksum in the journal."
     array = self.mapped()
     check = lambda block: _checksum(zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]), done[block]['bad']) != done[block]['crc']
-    with ThreadPoolExecutor(num_cpus()) as pool: return [block for block, wrong in zip(done, pool.map(check, done)) if wrong]
+    try:
+        with ThreadPoolExecutor(num_cpus()) as pool: wrong = list(pool.map(check, done))
+    except RuntimeError: wrong = map(check, done)  # no thread may be started
+    return [block for block, is_wrong in zip(done, wrong) if is_wrong]
 
 # %% ../nbs/02_loading.ipynb #527d405a
 def _reserve(file, n):
@@ -322,17 +294,19 @@ def _reserve(file, n):
 @patch
 def make_room(self: Store):
     "Reserve the file's space; OSError with need and free bytes where there is not enough, and nothing stays."
-    have = self.file.stat().st_size if self.file.exists() else 0
+    have, free = self.file.stat().st_size if self.file.exists() else 0, None
     if have == self.bytes: return
-    self.folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(self.folder).free
     try:
-        if free < self.bytes - have: raise OSError('no space left')
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < self.bytes - have: raise OSError(errno.ENOSPC, 'no space left')
         with open(self.file, 'ab') as file:
             file.truncate(self.bytes)
             _reserve(file, self.bytes)
     except OSError as error:
         if not have: shutil.rmtree(self.folder, ignore_errors=True)
+        if free is None or error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise OSError(f'the store {self.folder} cannot be written ({error.strerror}): name another folder, for instance in ARTINSIGHT_CACHE') from error
         raise OSError(f'the store {self.folder} needs {self.bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: free some, or name another folder') from error
 
 # %% ../nbs/02_loading.ipynb #43624866
@@ -357,9 +331,11 @@ def resume(self: Store,
 # %% ../nbs/02_loading.ipynb #376355b1
 @patch
 def finish(self: Store, done: dict):
-    "Write the journal once more, tidy, and fill `frame` and `bad`; ValueError where no picture could be read."
-    sweep(self.folder)
-    with atomic_write(self.journal) as file: Path(file).write_text(''.join(json.dumps(done[block]) + '\n' for block in sorted(done)))
+    "Tidy the journal, and fill `frame` and `bad`; ValueError where no picture could be read."
+    journal = ''.join(json.dumps(done[block]) + '\n' for block in sorted(done)).encode()
+    with suppress(OSError): sweep(self.folder)
+    if not self.journal.exists() or self.journal.read_bytes() != journal:  # a whole store may lie on a disk that cannot be written
+        with atomic_write(self.journal) as file: file.write_bytes(journal)
     self.bad = pd.DataFrame([pair for block in sorted(done) for pair in done[block]['bad']], columns=['path', 'reason'])
     good = ~self.all.path.isin(self.bad.path).to_numpy()
     self.slots, self.frame = np.flatnonzero(good), self.all[good].reset_index(drop=True)
@@ -379,8 +355,9 @@ def build_stores(
 ) -> dict:  # size -> Store
     "Decode what is not decoded yet; ValueError without any readable picture, OSError without the space."
     if not len(frame): raise ValueError('no pictures to decode: the table is empty')
-    root, name = Path(root).resolve(), _digest([str(Path(root).resolve()), *frame.path])
-    stores = [Store(Path(folder) / f'{size}px-{name}', size, frame) for size in sizes]
+    root, folder = user_path(root).resolve(), user_path(folder)
+    name = _digest([str(root), *frame.path])
+    stores = [Store(folder / f'{size}px-{name}', size, frame) for size in sizes]
     keys, content = _block_keys(root, list(frame.path)), cache(lambda block: _content(root, frame.path.iloc[block * BLOCK:(block + 1) * BLOCK]))
     done = [store.resume(keys, content) for store in stores]
     _decode_missing(stores, done, root, keys, num_cpus() if workers is None else workers, progress)
@@ -398,7 +375,7 @@ def _decode_missing(stores, done, root, keys, workers, progress):
     paths = list(stores[0].all.path)
     jobs = {block: (root, paths[block * BLOCK:(block + 1) * BLOCK], block * BLOCK, [(stores[i].file, stores[i].size) for i in which])
             for block, which in lacking.items()}
-    results = _run(jobs, workers)
+    results = run_in_processes(_decode_block, jobs, workers)
     if progress: results = _progress(results, len(jobs), 'decoding to ' + ' and '.join(f'{store.size} px' for store in stores))
     for block, (bad, crcs, content) in results:
         for i, crc in zip(lacking[block], crcs):
@@ -419,12 +396,10 @@ def build_store(
 
 # %% ../nbs/02_loading.ipynb #1646d3d2
 @patch
-def pixels(self: Store, device='cpu') -> torch.Tensor:  # uint8 (all pictures, size, size, 3)
-    "All pixels: on the CPU the mapped file itself, elsewhere a copy that is made once."
-    device = torch.device(device)
-    if device not in self.kept:
-        self.kept[device] = torch.from_numpy(self.mapped()).to(device)
-    return self.kept[device]
+def pixels(self: Store) -> torch.Tensor:  # uint8 (all pictures, size, size, 3)
+    "All pixels: the mapped file itself."
+    if 'cpu' not in self.kept: self.kept['cpu'] = torch.from_numpy(self.mapped())
+    return self.kept['cpu']
 
 @patch
 def take(self: Store, slots) -> torch.Tensor:  # uint8 (n, 3, size, size), channels last in memory
@@ -447,6 +422,15 @@ def rows(self: Store,
     found = pd.Index(self.frame.path).get_indexer(list(paths))
     return found[found >= 0]
 
+# %% ../nbs/02_loading.ipynb #e8583fba
+def move(
+    x: torch.Tensor,  # on the CPU, or already there
+    device: torch.device,  # where it is wanted
+) -> torch.Tensor:  # there
+    "The one way to a device: CUDA copies later, from pinned memory; for any other the copy is waited for."
+    if device.type == 'cuda' and x.device.type == 'cpu': return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
 # %% ../nbs/02_loading.ipynb #fb510609
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -456,7 +440,7 @@ def normalise(
 ) -> torch.Tensor:  # float32, channels last in memory
     "Subtract ImageNet's mean and divide by its standard deviation."
     rows = x.permute(0, 2, 3, 1).flatten(2)
-    scale, shift = (torch.tensor(values, dtype=torch.float32).repeat(x.shape[3]).to(x.device, non_blocking=True)
+    scale, shift = (move(torch.tensor(values, dtype=torch.float32).repeat(x.shape[3]), x.device)
                     for values in ([1 / (255 * std) for std in STD], [-mean / std for mean, std in zip(MEAN, STD)]))
     if out is None: out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
     torch.addcmul(shift, rows.float(), scale, out=out.permute(0, 2, 3, 1).flatten(2))
@@ -504,7 +488,7 @@ def _source(size, degrees, hflip, vflip):
 
 def _corner_sum(by_column, by_row, size, device):
     "Source coordinate of each pixel (n, size, size) in the framed picture: 0 and size + 1 are the frame."
-    by_column, by_row = by_column.to(device, non_blocking=True), by_row.to(device, non_blocking=True)
+    by_column, by_row = move(by_column, device), move(by_row, device)
     return (by_column[:, None] + by_row[:, :, None]).__irshift__(16).clamp_(-1, size).add_(1)
 
 # %% ../nbs/02_loading.ipynb #0e141ec0
@@ -530,7 +514,7 @@ def crop(
 ) -> torch.Tensor:  # float (n, 3, size, size)
     "Cut each picture's box out and enlarge it to the old size (boxes are never larger, so antialiasing has nothing to do)."
     size = x.shape[-1]
-    left, top, w, h = boxes.to(x.device, non_blocking=True)[..., None].unbind(1)
+    left, top, w, h = move(boxes, x.device)[..., None].unbind(1)
     middle = (torch.arange(size, device=x.device) + .5) / size  # of each output pixel, as a part of the box
     def source(start, length): return ((middle * length).clamp_min_(.5).minimum(length - .5) + start) * (2 / size) - 1
     grid = torch.stack(torch.broadcast_tensors(source(left, w)[:, None], source(top, h)[:, :, None]), -1)
@@ -575,13 +559,13 @@ def colour_jitter(
     place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours, and are changed in place
     parts = hue_step.bincount(minlength=4).tolist()
     blends = order[order != 3].view(-1, 3)
-    x, *numbers = x.index_select(0, place.to(x.device)), factors.gather(1, blends)[place], blends[place], factors[place, 3]
+    x, *numbers = x.index_select(0, move(place, x.device)), factors.gather(1, blends)[place], blends[place], factors[place, 3]
     x = x.to(torch.float32, memory_format=torch.contiguous_format)
-    factor, operation, turns = (values.to(x.device, non_blocking=True) for values in numbers)
+    factor, operation, turns = (move(values, x.device) for values in numbers)
     for step, (some, shift) in enumerate(zip(x.split(parts), turns.split(parts))):
         if step: _blend(x, factor[:, step - 1], operation[:, step - 1])
         _turn_hue(some, shift)
-    return x.index_select(0, place.argsort().to(x.device))
+    return x.index_select(0, move(place.argsort(), x.device))
 
 # %% ../nbs/02_loading.ipynb #9b0e3aca
 def augment_batch(
@@ -622,25 +606,33 @@ def epoch_order(
 # %% ../nbs/02_loading.ipynb #a642e0a1
 CPU = torch.device('cpu')
 
+@patch
+def to_gpu(self: Store, device) -> torch.Tensor | None:  # uint8 (all pictures, size, size, 3), or nothing
+    "All pixels on a GPU, if a quarter of its free memory holds them: one copy, which goes with the last that uses it."
+    if (held := self.on_gpu.get(device)) is None:
+        gc.collect()  # loaders that earlier runs have left
+        torch.cuda.empty_cache()
+        if self.bytes < torch.cuda.mem_get_info(device)[0] / 4: held = self.on_gpu[device] = self.pixels().to(device)
+    return held
+
 class Pictures:
     "Rows of a store with their class numbers: the data set behind a `BatchLoader`."
     vocab = CLASSES
     def __init__(self, store, rows):
         rows = np.asarray(rows)
-        self.store, self.slots = store, store.slots[rows]
+        self.store, self.slots, self.there = store, store.slots[rows], {CPU: None}
         self.targets = torch.from_numpy(pd.Index(CLASSES).get_indexer(store.frame['class'])[rows].astype(np.int64))
         self.chunk = 1 if len(rows) * store.picture_bytes <= FULL_SHUFFLE else CHUNK
     def __len__(self): return len(self.slots)
     def __getitem__(self, i): return self.batch([i])[0][0], self.targets[i]
 
     def batch(self, places, device=CPU):
-        "uint8 pictures and targets on `device`; a GPU keeps all pictures if a quarter of its free memory holds them."
-        store, slots, y = self.store, self.slots[places], self.targets[places]
-        if device.type == 'cuda' and (device in store.kept or store.bytes < torch.cuda.mem_get_info(device)[0] / 4):
-            x = store.pixels(device)[torch.as_tensor(slots, device=device)].permute(0, 3, 1, 2)
-        else: x = store.take(slots)
-        if device.type == 'cuda': x, y = (t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in (x, y))
-        return x.to(device), y.to(device)
+        "uint8 pictures and targets on `device`; from all pictures there, if a GPU took them at the first batch."
+        slots = self.slots[places]
+        if device not in self.there: self.there[device] = self.store.to_gpu(device) if device.type == 'cuda' else None
+        if (there := self.there[device]) is None: x = move(self.store.take(slots), device)
+        else: x = there[move(torch.from_numpy(slots), device)].permute(0, 3, 1, 2)
+        return x, move(self.targets[places], device)
 
 # %% ../nbs/02_loading.ipynb #348147b8
 def ahead(
@@ -648,8 +640,12 @@ def ahead(
     items,  # its arguments
     n: int = 3,  # calls that may be ahead of the reader
 ):
-    "`map` in a thread that works ahead of the reader."
+    "`map` in a thread that works ahead of the reader; plain `map` where no thread may be started."
     with ThreadPoolExecutor(1) as pool:
+        try: pool.submit(int)
+        except RuntimeError:
+            yield from map(function, items)
+            return
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -782,10 +778,11 @@ def pick_precision(
     size: int,  # pixels
     choice: str = 'auto',  # 'auto' or a name from PRECISIONS
 ) -> Precision:
-    "What is fastest on a device without costing accuracy; ValueError for an unknown choice."
+    "What is fastest on a device without costing accuracy; ValueError for a choice that is unknown, or that the device cannot compute."
+    device = torch.device(device)
+    if choice == 'fp16 channels_last' and device.type != 'cuda': raise ValueError(f'{choice} needs a CUDA GPU, not {device.type}: leave precision at auto, or name another')
     if choice in PRECISIONS: return PRECISIONS[choice]
     if choice != 'auto': raise ValueError(f"precision is 'auto' or one of {list(PRECISIONS)}, not {choice!r}")
-    device = torch.device(device)
     if device.type == 'cuda': name = 'bf16 channels_last' if torch.cuda.get_device_capability(device) >= (8, 0) else 'fp16 channels_last'
     elif device.type == 'cpu': name = 'fp32' if size < 64 else 'bf16 channels_last' if cpu_has_bf16() else 'fp32 channels_last'
     else: name = 'fp32'
