@@ -159,7 +159,9 @@ def balanced(
     tries = (truth[:, None] == np.unique(truth)).astype(float)
     return grouped(tries * (guess == truth)[:, None], tries, groups)
 
-def about(value: float, error: float) -> list: return [value - 1.96 * error, value + 1.96 * error]  # the 95 % interval around a value
+def about(value: float, error: float) -> list:
+    "The 95 % interval around a value."
+    return [value - 1.96 * error, value + 1.96 * error]
 
 # %% ../nbs/09_audit.ipynb #d13292d0
 FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'], 'JPEG subsampling': ['sampling'],
@@ -178,7 +180,9 @@ def features(
     return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:], '8 x 8 thumbnail': eighths(thumbs),
             'spectrum': looks[:, :32], 'spectrum, equalised': looks[:, 32:64]}
 
-def eighths(thumbs): return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)  # thumbnails of 8 x 8, float (n, 192)
+def eighths(thumbs):
+    "Thumbnails of 8 x 8, float (n, 192)."
+    return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)
 
 # %% ../nbs/09_audit.ipynb #ea701fa3
 def probe(

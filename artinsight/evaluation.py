@@ -45,13 +45,19 @@ class Predictions:
 
 # %% ../nbs/06_evaluation.ipynb #19e739ad
 @patch(as_prop=True)
-def predicted(self: Predictions): return self.probs.argmax(1)
+def predicted(self: Predictions):
+    "The class called for each picture (n,)."
+    return self.probs.argmax(1)
 
 @patch(as_prop=True)
-def confidence(self: Predictions): return self.probs.max(1)
+def confidence(self: Predictions):
+    "The probability of the class called (n,)."
+    return self.probs.max(1)
 
 @patch(as_prop=True)
-def right(self: Predictions): return self.predicted == self.target
+def right(self: Predictions):
+    "Whether the class called is the true one (n,)."
+    return self.predicted == self.target
 
 @patch
 def take(self: Predictions,
@@ -64,10 +70,14 @@ def take(self: Predictions,
 
 # %% ../nbs/06_evaluation.ipynb #249cc2b3
 @patch(as_prop=True)
-def origin_probs(self: Predictions): return self.probs.reshape(-1, 2, 10).sum(2)
+def origin_probs(self: Predictions):
+    "Probabilities of AI and human (n, 2)."
+    return self.probs.reshape(-1, 2, 10).sum(2)
 
 @patch(as_prop=True)
-def style_probs(self: Predictions): return self.probs.reshape(-1, 2, 10).sum(1)
+def style_probs(self: Predictions):
+    "Probabilities of the styles (n, 10)."
+    return self.probs.reshape(-1, 2, 10).sum(1)
 
 @patch(as_prop=True)
 def style_given_origin(self: Predictions):
@@ -79,7 +89,9 @@ TINY, BINS = 2**-24, 15
 MEANS = ('loss', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'brier')
 
 @patch(as_prop=True)
-def bins(self: Predictions): return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+def bins(self: Predictions):
+    "The confidence bin that each picture falls in (n,)."
+    return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
 @patch
 def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of MEANS
