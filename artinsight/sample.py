@@ -15,17 +15,15 @@ __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'AC
 
 # %% ../nbs/01_sample.ipynb #6b740dcc
 import sys, zlib
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from fastcore.basics import num_cpus
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console, sweep
+from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES, atomic_write, cache_folder, console, run_in_processes, sweep, user_path
 
 # %% ../nbs/01_sample.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -610,15 +608,18 @@ def paint(
     progress: bool = False,  # tell standard error how far it is
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
-    if unknown := set(counts.folder) - set(FOLDERS): raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
-    if counts.images.max() > MOST: raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
-    dest, total, done = claim(Path(dest).expanduser(), seed, full), int(counts.images.sum()), 0
+    if unknown := set(counts.folder) - set(FOLDERS):
+        raise ValueError(f'unknown folder {sorted(unknown)[0]!r}: expected names like baroque or AI_SD_ukiyo-e')
+    if counts.images.max() > MOST:
+        raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
+    dest, total, done = claim(user_path(dest), seed, full), int(counts.images.sum()), 0
     for row in counts.itertuples(): (dest / row.split / row.folder).mkdir(parents=True, exist_ok=True)
-    tasks = [(dest, row.split, row.folder, range(start, min(start + 16, row.images)), seed, full) for row in counts.itertuples() for start in range(0, row.images, 16)]
-    with ProcessPoolExecutor(workers or num_cpus(), get_context('fork' if 'fork' in get_all_start_methods() else 'spawn')) as pool:
-        for painted in pool.map(paint_some, *zip(*tasks)):
-            done += painted
-            if progress: print(f'\rpainted sample: {done:,} of {total:,} pictures', end='\n' * (done == total), file=sys.stderr, flush=True)
+    jobs = {(row.split, row.folder, start): (dest, row.split, row.folder, range(start, min(start + 16, row.images)), seed, full)
+            for row in counts.itertuples() for start in range(0, row.images, 16)}
+    for _, painted in run_in_processes(paint_some, jobs, workers or num_cpus()):
+        done += painted
+        end = '\n' if done == total else ''
+        if progress: print(f'\rpainted sample: {done:,} of {total:,} pictures', end=end, file=sys.stderr, flush=True)
     return dest
 
 # %% ../nbs/01_sample.ipynb #3ad5a689
@@ -629,7 +630,7 @@ def painted_sample(
     folder=None,  # where; None: in $ARTINSIGHT_CACHE or ~/.cache/artinsight
 ) -> Path:  # a folder for data.index
     "A small painted sample, painted on the first call and kept."
-    folder = Path(folder) if folder else cache_folder() / f'painted-sample-{VERSION}-{train}-{test}-{seed}'
+    folder = user_path(folder or cache_folder() / f'painted-sample-{VERSION}-{train}-{test}-{seed}')
     if folder.exists(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     counts = COUNTS.assign(images=COUNTS.split.map({'train': train, 'test': test}))
