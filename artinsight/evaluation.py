@@ -13,14 +13,13 @@ __all__ = ['TINY', 'BINS', 'MEANS', 'AVERAGES', 'HEADLINES', 'FRACTION', 'ADJACE
 # %% ../nbs/06_evaluation.ipynb #d0b91c52
 from copy import copy
 from importlib import resources
-from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
 from scipy import optimize, sparse, special, stats
 from sklearn import metrics
 
-from .data import CLASSES, GENERATORS, ORIGINS, STYLES, describe
+from .data import CLASSES, GENERATORS, ORIGINS, STYLES, describe, user_path
 from .training import load_predictions
 
 # %% ../nbs/06_evaluation.ipynb #a58f42a1
@@ -492,7 +491,9 @@ def ladder(
     figure: str = 'accuracy',  # of HEADLINES
 ) -> pd.DataFrame:  # a row a step: from, to, what compare says, and a verdict
     "Which steps are real: their 95 % interval excludes zero."
-    if not isinstance(runs, dict): runs = {name: Path(runs) / name for name in steps if (Path(runs) / name / 'predictions.npz').exists()}
+    if not isinstance(runs, dict):
+        folder = user_path(runs)
+        runs = {name: folder / name for name in steps if (folder / name / 'predictions.npz').exists()}
     present = [name for name in steps if name in runs]
     rows = [{'from': a, 'to': b, **compare(runs[a], runs[b], figure)} for a, b in zip(present, present[1:])]
     better = (lambda row: row['difference'] > 0) if figure not in ('loss', 'brier', 'ece') else (lambda row: row['difference'] < 0)
