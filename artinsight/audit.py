@@ -673,7 +673,7 @@ def _all_parts(run, model, record, frame, ids, robustness, sample, device):
     if model:
         train = used[~used.path.isin(ids)]
         parts = audit_model(run, model, record, frame.attrs['root'], train, pairs, robustness, sample, device)
-        for part, found in parts.items(): result[part] = result.get(part, {}) | found if found else None
+        for part, found in parts.items(): result[part] = None if found is None else result.get(part, {}) | found
         result['retrained'] = retrained(run, frame)
     return {'pictures': len(used), **result}
 
