@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = ['TABLE_SUMS', 'FACTS', 'FILE_FEATURES', 'FILE_ONLY', 'CONTENT', 'WORDS', 'CHANGES', 'jpeg_quality', 'traits', 'over',
            'read_all', 'jpeg', 'equalise', 'spectrum', 'closer_look', 'grouped', 'balanced', 'about', 'features',
-           'eighths', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'waves_of', 'outlines',
-           'detail_likeness', 'close_pairs', 'look_alikes', 'duplicates', 'neighbour_leak', 'answers', 'noise',
-           'shrink', 'effect', 'asked_again', 'split_score', 'trained_on', 'own_scores', 'audit_data', 'audit_model',
-           'first_weights', 'other_trainings', 'train_again', 'unseen_generator', 'split_leak', 'retrained',
-           'write_audit', 'audit', 'shortcut_table', 'plot_probes', 'plot_changes', 'share', 'errors', 'shortcut_lines',
-           'leak_in_words', 'unseen_in_words', 'training_lines', 'findings', 'change_limits', 'unseen_limits', 'limits',
-           'audit_of', 'artinsight_audit']
+           'eighths', 'probe', 'say', 'usual', 'questions', 'held_out', 'ask', 'shortcuts', 'not_possible', 'waves_of',
+           'outlines', 'detail_likeness', 'close_pairs', 'look_alikes', 'duplicates', 'neighbour_leak', 'answers',
+           'noise', 'shrink', 'effect', 'asked_again', 'split_score', 'trained_on', 'own_scores', 'audit_data',
+           'audit_model', 'first_weights', 'other_trainings', 'train_again', 'unseen_generator', 'split_leak',
+           'retrained', 'can_keep', 'write_audit', 'audit', 'shortcut_table', 'plot_probes', 'plot_changes', 'share',
+           'errors', 'shortcut_lines', 'leak_in_words', 'unseen_in_words', 'training_lines', 'findings',
+           'change_limits', 'unseen_limits', 'limits', 'audit_of', 'artinsight_audit']
 
 # %% ../nbs/09_audit.ipynb #a7f77195
-import hashlib, io, sys, time
+import hashlib, io, sys, tempfile, time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from json import dumps, loads
-from multiprocessing import get_context
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -33,12 +31,12 @@ from threadpoolctl import threadpool_limits
 
 # %% ../nbs/09_audit.ipynb #a7f77196
 from . import evaluation
-from .data import CLASSES, atomic_write, choose, console, data_folder, fingerprint, index
+from .data import CLASSES, atomic_write, choose, console, data_folder, fingerprint, index, run_in_processes, user_path
 from .evaluation import Predictions, evaluate, factored, load
 from .loading import PICTURE_ERRORS, decode, normalise, open_picture, squash
 from .resnet18 import init_name
 from .study import find_device, finished, load_experiment, load_model, run_experiment
-from .training import read_record
+from .training import load_predictions, read_record
 
 # %% ../nbs/09_audit.ipynb #08afae3f
 TABLE_SUMS = 3688, 5505  # of JPEG's standard tables for brightness and colour, at quality 50
@@ -71,14 +69,21 @@ def traits(
     return (width, height, len(raw), len(raw) / width / height, *qualities, sampling, exif, hashlib.blake2b(raw).hexdigest()[:32]), thumb
 
 # %% ../nbs/09_audit.ipynb #884f0fd0
+def _each(task, paths): return [task(path) for path in paths]
+
 def over(
-    task,  # called with each path
+    task,  # called with each path; at a module's top level
     frame: pd.DataFrame,  # rows of an index
     root,  # the data set's folder
 ):  # yields results, in the rows' order
-    "Run a task over pictures on all cores: in forked processes on Linux, in threads elsewhere."
-    pool = get_context('fork').Pool if sys.platform == 'linux' else ThreadPool
-    with pool(num_cpus()) as workers: yield from workers.imap(task, [f'{root}/{path}' for path in frame.path], chunksize=16)
+    "Run a task over pictures on all cores; in this process where no other can be started."
+    paths, waiting, due = [f'{root}/{path}' for path in frame.path], {}, 0
+    jobs = {start: (task, paths[start:start + 16]) for start in range(0, len(paths), 16)}
+    for start, results in run_in_processes(_each, jobs, num_cpus()):
+        waiting[start] = results
+        while due in waiting:
+            yield from waiting.pop(due)
+            due += 16
 
 # %% ../nbs/09_audit.ipynb #23f6a328
 def read_all(
@@ -159,7 +164,9 @@ def balanced(
     tries = (truth[:, None] == np.unique(truth)).astype(float)
     return grouped(tries * (guess == truth)[:, None], tries, groups)
 
-def about(value: float, error: float) -> list: return [value - 1.96 * error, value + 1.96 * error]  # the 95 % interval around a value
+def about(value: float, error: float) -> list:
+    "The 95 % interval around a value."
+    return [value - 1.96 * error, value + 1.96 * error]
 
 # %% ../nbs/09_audit.ipynb #d13292d0
 FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'], 'JPEG subsampling': ['sampling'],
@@ -178,7 +185,9 @@ def features(
     return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:], '8 x 8 thumbnail': eighths(thumbs),
             'spectrum': looks[:, :32], 'spectrum, equalised': looks[:, 32:64]}
 
-def eighths(thumbs): return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)  # thumbnails of 8 x 8, float (n, 192)
+def eighths(thumbs):
+    "Thumbnails of 8 x 8, float (n, 192)."
+    return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)
 
 # %% ../nbs/09_audit.ipynb #ea701fa3
 def probe(
@@ -279,6 +288,23 @@ def shortcuts(
                   for row in sorted(answers, key=lambda row: -row['score'])]
     return table
 
+# %% ../nbs/09_audit.ipynb #74e5e6ca
+def not_possible(
+    frame: pd.DataFrame,  # rows of an index
+    asked: set,  # questions that the probes could be asked
+) -> dict:  # what -> why
+    "The checks that these pictures do not allow."
+    reasons, train = {}, frame[frame.split == 'train']
+    for question, column in {'origin': frame.origin, 'style': frame['style'], 'generator': frame.generator[frame.origin == 'AI']}.items():
+        names = sorted(set(column))
+        if question in asked: continue
+        few = 'fewer than two of them have five pictures to learn from and five to be tested with'
+        reasons[f'Telling {question} by the files'] = few if len(names) > 1 else f'only one {question} here ({names[0]})' if names else 'no AI pictures here'
+    for half in ('train', 'test'):
+        if not (frame.split == half).any(): reasons['Twins across training and test'] = f'no {half} pictures here'
+    if train.group.nunique() < 2: reasons['The nearest picture of another group'] = 'only one group in training'
+    return reasons
+
 # %% ../nbs/09_audit.ipynb #122f4f29
 def waves_of(
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
@@ -316,19 +342,23 @@ def detail_likeness(
     return np.concatenate(parts)
 
 # %% ../nbs/09_audit.ipynb #e479bf2b
+def _close_below(vectors, alike, tile, top):
+    "Close pairs of one strip of rows with itself and all rows below it."
+    found = [np.empty((0, 2), int)]
+    for left in range(top, len(vectors), tile):
+        with threadpool_limits(1): close = vectors[top:top + tile] @ vectors[left:left + tile].T
+        if close.max() >= alike: found.append(np.argwhere(close >= alike) + [top, left])
+    return np.concatenate(found)
+
 def close_pairs(
     vectors: np.ndarray,  # float32 (n, k), each of length 1
     alike: float,  # smallest product of two
     tile: int = 512,  # rows and columns compared at once: few enough to stay in the processor's cache
 ) -> np.ndarray:  # row numbers (m, 2), the smaller first
     "All pairs of vectors that point the same way: every one against every other, in tiles, on all cores."
-    def compare(top):
-        found = [np.empty((0, 2), int)]
-        for left in range(top, len(vectors), tile):
-            close = vectors[top:top + tile] @ vectors[left:left + tile].T
-            if close.max() >= alike: found.append(np.argwhere(close >= alike) + [top, left])
-        return np.concatenate(found)
-    with threadpool_limits(1), ThreadPool(num_cpus()) as threads: pairs = np.concatenate(threads.map(compare, range(0, max(len(vectors), 1), tile), chunksize=1))
+    jobs = {top: (top,) for top in range(0, max(len(vectors), 1), tile)}
+    found = dict(run_in_processes(partial(_close_below, vectors, alike, tile), jobs, num_cpus()))
+    pairs = np.concatenate([found[top] for top in jobs])
     return pairs[pairs[:, 0] < pairs[:, 1]]
 
 # %% ../nbs/09_audit.ipynb #0f9e61a7
@@ -505,12 +535,22 @@ def audit_data(
     train = (frame.split == 'train').to_numpy()
     counts = {kind: rows['where'].value_counts().to_dict() for kind, rows in pairs.groupby('kind')}
     doubles = {'counts': counts, 'other_class': int((~pairs.same_class).sum()), 'too_flat_to_judge': flat, 'examples': pairs.sort_values('where').head(20).to_dict('records')}
-    return {'unreadable': len(everything) - len(frame), 'shortcuts': shortcuts(frame, facts, thumbs, root, sample), 'duplicates': doubles,
+    table = shortcuts(frame, facts, thumbs, root, sample)
+    return {'unreadable': len(everything) - len(frame), 'shortcuts': table, 'duplicates': doubles,
+            'not_possible': not_possible(frame, {row['question'] for row in table}),
             'leak': {'neighbour': neighbour_leak(frame[train], thumbs[train])}}, pairs
 
 # %% ../nbs/09_audit.ipynb #fd155638
+def _validation_leak(valid, train, split_by):
+    "How many validation pictures have siblings in training, and what that is worth."
+    if valid is None: return dict(split_by=split_by, siblings=None, validation_accuracy=None, validation=None)
+    sibling = valid.table.group.isin(train.group).to_numpy()
+    return {'split_by': split_by, 'siblings': sibling.mean(), 'validation_accuracy': valid.right.mean(),
+            'validation': split_score(valid.right, sibling, valid.target, valid.table.group.to_numpy())}
+
 def audit_model(
     run: Path,  # a run's folder
+    model,  # its network, on the device
     record: dict,  # its record
     root,  # its data set's folder
     train: pd.DataFrame,  # rows that it was trained on
@@ -520,13 +560,13 @@ def audit_model(
     device='cpu',
 ) -> dict:  # 'model', 'duplicates', 'unseen', 'leak', 'equalised', 'robustness'
     "The part of the audit that is about a run."
-    valid, test = load(run, 'validation'), load(run)
-    sibling = valid.table.group.isin(train.group).to_numpy()
-    leak = {'split_by': record['experiment']['split_by'], 'siblings': sibling.mean(), 'validation_accuracy': valid.right.mean(), 'test_accuracy': test.right.mean(),
-            'validation': split_score(valid.right, sibling, valid.target, valid.table.group.to_numpy())}
+    test, recipe = load(run), record['experiment']
+    valid = load(run, 'validation') if len(load_predictions(run, 'validation')[0]) else None
+    leak = {'test_accuracy': test.right.mean(), **_validation_leak(valid, train, recipe['split_by'])}
+    reasons = {} if valid else {'Siblings of validation pictures': 'no validation pictures here'}
     some = test.take(np.sort(np.random.default_rng(0).permutation(len(test))[:sample]))
-    again = asked_again(load_model(run).to(device), some, root, record['experiment']['size'], robustness, device)
-    return {**own_scores(test, train, pairs), 'leak': leak, **again}
+    again = asked_again(model, some, root, recipe['size'], robustness, device)
+    return {**own_scores(test, train, pairs), 'leak': leak, 'not_possible': reasons, **again}
 
 # %% ../nbs/09_audit.ipynb #c69532a1
 def first_weights(
@@ -557,10 +597,12 @@ def train_again(
     weights: str | None = None,  # see first_weights
     device: str | None = None,
 ):
-    "Train all of a run's `other_trainings` that are not done; an interrupted one goes on where it stopped."
+    "Train all of a run's `other_trainings` that are not done and that its data allow; an interrupted one goes on where it stopped."
     init = first_weights(read_record(run), weights)
     for recipe, rows in other_trainings(run, frame).values():
-        with redirect_stdout(sys.stderr): run_experiment(recipe, rows, run / 'retrained', init, device)
+        try:
+            with redirect_stdout(sys.stderr): run_experiment(recipe, rows, run / 'retrained', init, device)
+        except ValueError as error: print(f'{recipe.name} is not possible: {error}', file=sys.stderr)
 
 # %% ../nbs/09_audit.ipynb #c4a7e002
 def unseen_generator(
@@ -597,21 +639,43 @@ def retrained(
     record, makers = read_record(run), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
     done = [again.name for again, (recipe, rows) in other_trainings(run, frame).items()
             if (again / 'record.json').is_file() and finished(again, recipe, record['init'], fingerprint(rows))]
-    told = {maker: unseen_generator(run, run / 'retrained' / f'without_{maker}', maker) for maker in makers if f'without_{maker}' in done}
+    told = {maker: unseen_generator(run, run / 'retrained' / f'without_{maker}', maker) for maker in makers
+            if f'without_{maker}' in done and ((frame.generator == maker) & (frame.split == 'test')).any()}
     own = record['experiment']['split_by']
     both = {by: run if by == own else run / 'retrained' / f'split_by_{by}' for by in ('random', 'group')}
     return {'makers': makers, 'generators': told, 'splits': split_leak(both) if done and done[-1].startswith('split_by') else None}
 
 # %% ../nbs/09_audit.ipynb #2377ab9c
+def can_keep(
+    run: Path,  # a run's folder
+) -> bool:
+    "Whether something can be written into it; a line on standard error where not."
+    try: tempfile.TemporaryFile(dir=run).close()
+    except OSError as error:
+        print(f'nothing can be written into {run} ({error.strerror}): the audit is shown and not kept', file=sys.stderr)
+        return False
+    return True
+
 def write_audit(
     run: Path,  # a run's folder
-    result: dict,  # an audit
-) -> dict:  # the same as plain Python; NaN becomes None
-    "Write `audit.json` by a rename, unless the audit is of other data and says nothing of the run."
-    result = loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)
-    if not result['own_pictures']: return result
-    with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
-    return result
+    result: dict,  # an audit in plain Python
+):
+    "Write `audit.json` by a rename; where that fails, a line on standard error, since the audit itself is not lost."
+    try:
+        with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
+    except OSError as error: print(f'audit.json could not be written into {run}: {error.strerror}', file=sys.stderr)
+
+# %% ../nbs/09_audit.ipynb #2d236e94
+def _all_parts(run, model, record, frame, ids, robustness, sample, device):
+    "Of the data, and of the run where they are its own: then there is a model."
+    used = frame[frame.path.isin({*ids, *trained_on(frame, record, ids).path})] if model else frame
+    result, pairs = audit_data(used, frame.attrs['root'], sample)
+    if model:
+        train = used[~used.path.isin(ids)]
+        parts = audit_model(run, model, record, frame.attrs['root'], train, pairs, robustness, sample, device)
+        for part, found in parts.items(): result[part] = None if found is None else result.get(part, {}) | found
+        result['retrained'] = retrained(run, frame)
+    return {'pictures': len(used), **result}
 
 # %% ../nbs/09_audit.ipynb #425a910c
 def audit(
@@ -624,19 +688,20 @@ def audit(
     weights: str | None = None,  # to retrain with, see first_weights
 ) -> dict:  # what findings and limits read; of the run's own data also written as audit.json in its folder
     "Everything that speaks against a run's figures; ValueError or FileNotFoundError for what is not a run or a data set."
-    started, run, record, frame = time.perf_counter(), Path(run), read_record(run), index(data_folder(data))
     if sample < 1: raise ValueError('sample must be one picture or more')
-    ids, name, root = {path for part in ('validation', 'test') for path in load(run, part).table.path}, frame.attrs['name'], frame.attrs['root']
+    started, run, chip = time.perf_counter(), user_path(run), find_device(device)
+    record, frame = read_record(run), index(data_folder(data))
+    ids = {path for part in ('validation', 'test') for path in load_predictions(run, part)[0]}
     own = bool(frame.path.isin(ids).sum() == len(ids))
-    if retrain and not own: raise ValueError(f'the pictures of {run} are not in {root}: it cannot be trained again')
+    if retrain and not own: raise ValueError(f"the pictures of {run} are not in {frame.attrs['root']}: it cannot be trained again")
+    model, keep = (load_model(run).to(chip), can_keep(run)) if own else (None, False)
+    if retrain and not keep: raise OSError(f'{run} cannot take the new runs: copy it to a folder that you may write into')
     if retrain: train_again(run, frame, weights, device)
-    used = frame[frame.path.isin({*ids, *trained_on(frame, record, ids).path})] if own else frame
-    result, pairs = audit_data(used, root, sample)
-    parts = audit_model(run, record, root, used[~used.path.isin(ids)], pairs, robustness, sample, find_device(device)) if own else {}
-    for part, found in parts.items(): result[part] = result.get(part, {}) | found if found else None
-    if own: result['retrained'] = retrained(run, frame)
-    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': name, 'pictures': len(used), 'sample': sample, 'own_pictures': own}
-    return write_audit(run, {**about_run, **result, 'seconds': time.perf_counter() - started})
+    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': frame.attrs['name'], 'sample': sample, 'own_pictures': own}
+    result = {**about_run, **_all_parts(run, model, record, frame, ids, robustness, sample, chip), 'seconds': time.perf_counter() - started}
+    result = loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)  # plain Python, NaN is None
+    if keep: write_audit(run, result)
+    return result
 
 # %% ../nbs/09_audit.ipynb #067b6d8a
 def shortcut_table(
@@ -644,7 +709,7 @@ def shortcut_table(
 ) -> pd.DataFrame:  # question, feature, score, low, high, chance, shortcut, usual, model
     "The probes, with the model's own balanced accuracy beside them."
     columns = ['question', 'feature', 'score', 'low', 'high', 'chance', 'shortcut', 'usual']
-    table = pd.DataFrame(result['shortcuts'], columns=columns)
+    table = pd.DataFrame(result['shortcuts'], columns=columns).astype({'score': float, 'chance': float, 'shortcut': bool})
     return table.assign(model=table.question.map(result.get('model') or {}).astype(float))
 
 # %% ../nbs/09_audit.ipynb #7faab223
@@ -699,8 +764,11 @@ def shortcut_lines(
 ) -> list:  # one sentence for each culprit, the most telling first
     "Which features of the files tell what they should not, each with the question that it answers best."
     table = shortcut_table(result)
-    table = table.assign(effect=((table.score - table.chance) / (1 - table.chance)).round(2), other=table.question != 'origin', place=table.feature.map({name: place for place, name in enumerate(FILE_FEATURES)}))
-    culprits = table[table.shortcut].sort_values(['effect', 'place', 'other'], ascending=[False, True, True], kind='stable').drop_duplicates('feature')
+    place = table.feature.map({name: place for place, name in enumerate(FILE_FEATURES)})
+    effect = ((table.score - table.chance) / (1 - table.chance)).round(2)
+    table = table.assign(effect=effect, place=place, other=table.question != 'origin')[table.shortcut]
+    order = table.sort_values(['effect', 'place', 'other'], ascending=[False, True, True], kind='stable')
+    culprits = order.drop_duplicates('feature')
     return [f"{row.feature[0].upper()}{row.feature[1:]} alone tells {row.question}{f' ({row.usual})' * bool(row.usual)}: balanced accuracy {share(row.score)}, "
             f"chance {share(row.chance)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'}." for row in culprits.itertuples()]
 
@@ -731,7 +799,7 @@ def training_lines(
     "What siblings, known artists and known generators are worth to a run, where that is more than chance."
     leak, artists, again = result['leak'], (result.get('unseen') or {}).get('artists'), result.get('retrained') or {}
     lines = []
-    if leak.get('siblings', 0) > .01:
+    if (leak.get('siblings') or 0) > .01:
         lines.append(f"{share(leak['siblings'])} of the validation pictures have a sibling in training ({leak['split_by']} split): validation accuracy "
                      f"{share(leak['validation_accuracy'])}, test accuracy {share(leak['test_accuracy'])}.")
     if again.get('splits') and again['splits']['leak_ci95'][0] > 0: lines.append(f"Validation: {leak_in_words(again['splits'])}")
@@ -775,7 +843,7 @@ def unseen_limits(
     artists, again = result['unseen']['artists'], result['retrained']
     lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
              if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
-    if len(again['makers']) < 2: return lines + ['Generators it has not seen: not measured, there is only one here.']
+    if len(again['makers']) < 2: return lines + [f"Generators it has not seen: not measured, there is {'only one' if again['makers'] else 'none'} here."]
     lines += [f'Generators it has not seen: {unseen_in_words(maker, told)}' for maker, told in again['generators'].items()]
     missing = [maker for maker in again['makers'] if maker not in again['generators']]
     return lines + [f"Generators it has not seen: not measured for {' and '.join(missing)}, since that needs trainings without them (`artinsight_audit --retrain`)."] * bool(missing)
@@ -785,7 +853,8 @@ def limits(
     result: dict,  # as audit returns
 ) -> list:  # sentences for "What this model can't be trusted with"
     "What a reader of the figures should know: every number computed, and what was not measured said."
-    table, doubles, leak, lines = shortcut_table(result), result['duplicates'], result['leak'], []
+    table, doubles, leak = shortcut_table(result), result['duplicates'], result['leak']
+    lines = [f'{check}: not possible, {why}.' for check, why in result.get('not_possible', {}).items()]
     if told := list(table[table.shortcut & (table.question != 'style')].feature.unique()):
         lines.append(f"Telling AI from human on files from elsewhere: in {result['data']} the maker shows in {', '.join(told)}, so a model can score without looking at the art.")
     for row in table[(table.question == 'origin') & (table.feature == '8 x 8 thumbnail') & (table.low > table.chance)].itertuples():
@@ -807,8 +876,9 @@ def audit_of(
     sample: int = 240,  # see audit
 ) -> dict | None:  # None where no folder holds the run's pictures
     "A run's audit: what stands in its folder, or else a new one."
+    run = user_path(run)
     try:
-        limits(found := loads((Path(run) / 'audit.json').read_text()))
+        limits(found := loads((run / 'audit.json').read_text()))
         return found
     except (OSError, ValueError, LookupError, TypeError): pass
     wanted = read_record(run)['data'].get('index_sha256')
@@ -831,6 +901,7 @@ def artinsight_audit(
     print(f'auditing {run}', file=sys.stderr)
     result = audit(run, data, robustness, sample, device, retrain, weights)
     if json: return print(dumps(result, indent=1))
-    print(shortcut_table(result).drop(columns='usual').round(3).to_string(index=False))
+    table = shortcut_table(result).drop(columns='usual').round(3)
+    if len(table): print(table.to_string(index=False))
     print('\nFound:', *(findings(result) or ['nothing']), sep='\n- ')
     print("\nWhat this model can't be trusted with:", *limits(result), sep='\n- ')

@@ -13,14 +13,13 @@ __all__ = ['TINY', 'BINS', 'MEANS', 'AVERAGES', 'HEADLINES', 'FRACTION', 'ADJACE
 # %% ../nbs/06_evaluation.ipynb #d0b91c52
 from copy import copy
 from importlib import resources
-from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
 from scipy import optimize, sparse, special, stats
 from sklearn import metrics
 
-from .data import CLASSES, GENERATORS, ORIGINS, STYLES, describe
+from .data import CLASSES, GENERATORS, ORIGINS, STYLES, describe, user_path
 from .training import load_predictions
 
 # %% ../nbs/06_evaluation.ipynb #a58f42a1
@@ -45,13 +44,19 @@ class Predictions:
 
 # %% ../nbs/06_evaluation.ipynb #19e739ad
 @patch(as_prop=True)
-def predicted(self: Predictions): return self.probs.argmax(1)
+def predicted(self: Predictions):
+    "The class called for each picture (n,)."
+    return self.probs.argmax(1)
 
 @patch(as_prop=True)
-def confidence(self: Predictions): return self.probs.max(1)
+def confidence(self: Predictions):
+    "The probability of the class called (n,)."
+    return self.probs.max(1)
 
 @patch(as_prop=True)
-def right(self: Predictions): return self.predicted == self.target
+def right(self: Predictions):
+    "Whether the class called is the true one (n,)."
+    return self.predicted == self.target
 
 @patch
 def take(self: Predictions,
@@ -64,10 +69,14 @@ def take(self: Predictions,
 
 # %% ../nbs/06_evaluation.ipynb #249cc2b3
 @patch(as_prop=True)
-def origin_probs(self: Predictions): return self.probs.reshape(-1, 2, 10).sum(2)
+def origin_probs(self: Predictions):
+    "Probabilities of AI and human (n, 2)."
+    return self.probs.reshape(-1, 2, 10).sum(2)
 
 @patch(as_prop=True)
-def style_probs(self: Predictions): return self.probs.reshape(-1, 2, 10).sum(1)
+def style_probs(self: Predictions):
+    "Probabilities of the styles (n, 10)."
+    return self.probs.reshape(-1, 2, 10).sum(1)
 
 @patch(as_prop=True)
 def style_given_origin(self: Predictions):
@@ -79,7 +88,9 @@ TINY, BINS = 2**-24, 15
 MEANS = ('loss', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'brier')
 
 @patch(as_prop=True)
-def bins(self: Predictions): return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+def bins(self: Predictions):
+    "The confidence bin that each picture falls in (n,)."
+    return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
 @patch
 def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of MEANS
@@ -480,7 +491,9 @@ def ladder(
     figure: str = 'accuracy',  # of HEADLINES
 ) -> pd.DataFrame:  # a row a step: from, to, what compare says, and a verdict
     "Which steps are real: their 95 % interval excludes zero."
-    if not isinstance(runs, dict): runs = {name: Path(runs) / name for name in steps if (Path(runs) / name / 'predictions.npz').exists()}
+    if not isinstance(runs, dict):
+        folder = user_path(runs)
+        runs = {name: folder / name for name in steps if (folder / name / 'predictions.npz').exists()}
     present = [name for name in steps if name in runs]
     rows = [{'from': a, 'to': b, **compare(runs[a], runs[b], figure)} for a, b in zip(present, present[1:])]
     better = (lambda row: row['difference'] > 0) if figure not in ('loss', 'brier', 'ece') else (lambda row: row['difference'] < 0)

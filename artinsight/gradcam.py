@@ -33,37 +33,64 @@ def _evaluating(model):
     finally:
         for m in training: m.training = True
 
-# %% ../nbs/07_gradcam.ipynb #layers
-def layers(
-    model:nn.Module, # Any CNN for (n, 3, h, w) pictures
-    size:int|tuple, # Side of the pictures in px, or (height, width)
-)->pd.DataFrame: # layer (dotted name), kind, channels, height, width; in the order in which layers finish
-    "Every layer that gives a map, with the map's size; `ValueError` if the model cannot take such small pictures"
-    rows, (h, w) = [], (size, size) if isinstance(size, Integral) else size
+# %% ../nbs/07_gradcam.ipynb #cfe33e01
+def _outputs(model, h, w):
+    "What each layer gives for one blank picture: name -> shape, or a type's name; and the error that ended the pass, or None"
+    given = {}
     def note(name):
         def hook(m, _, out):
-            if getattr(out, 'ndim', 0) == 4: rows.append((name, type(m).__name__, *out.shape[1:]))
+            given.pop(name, None)   # of a layer that is called twice, the last call
+            real = torch.is_tensor(out) and out.is_floating_point()
+            given[name] = tuple(out.shape) if real else str(getattr(out, 'dtype', type(out).__name__))
         return hook
     handles = [m.register_forward_hook(note(name)) for name,m in model.named_modules() if name]
     try:
         with _evaluating(model), torch.no_grad(): model(next(model.parameters()).new_zeros(1, 3, h, w))
-    except RuntimeError as e: raise ValueError(f'this model cannot take {h}x{w} px pictures: {e}') from e
+    except (RuntimeError, ValueError, AssertionError) as e: return given, e
     finally: [o.remove() for o in handles]
-    table = pd.DataFrame(rows, columns=['layer', 'kind', 'channels', 'height', 'width'])
-    return table.drop_duplicates('layer', keep='last', ignore_index=True)
+    return given, None
+
+# %% ../nbs/07_gradcam.ipynb #c5b5b64e
+def _layout(module, shape, taller, wider):
+    "The order of the axes that a layer gives, such as 'nchw' or 'nhwc'; None where they are no map"
+    if len(shape) != 4 or shape[0] != 1: return None
+    high, wide = ([axis for axis in range(4) if other[axis] != shape[axis]] for other in (taller, wider))
+    modules = nn.modules
+    planes = modules.conv._ConvNd, modules.batchnorm._NormBase, modules.pooling._MaxPoolNd, modules.pooling._AvgPoolNd
+    if not high and not wide: return 'nchw' if isinstance(module, planes) else None
+    if 0 in high + wide or len(high) != 1 or len(wide) != 1 or high == wide: return None
+    return ''.join({0: 'n', high[0]: 'h', wide[0]: 'w'}.get(axis, 'c') for axis in range(4))
+
+# %% ../nbs/07_gradcam.ipynb #layers
+def layers(
+    model:nn.Module, # Any CNN for (n, 3, h, w) pictures
+    size:int|tuple, # Side of the pictures in px, or (height, width)
+)->pd.DataFrame: # layer (dotted name), kind, layout ('nchw', 'nhwc'), channels, height, width; in the order in which layers finish
+    "Every layer that gives a map, with the map's size; `ValueError` if the model cannot take such small pictures"
+    h, w = (size, size) if isinstance(size, Integral) else size
+    given, error = _outputs(model, h, w)
+    if error: raise ValueError(f'this model cannot take {h}x{w} px pictures: {error}') from error
+    taller, wider, rows = _outputs(model, 2 * h, w)[0], _outputs(model, h, 2 * w)[0], []
+    for name,shape in given.items():
+        module = model.get_submodule(name)
+        layout = _layout(module, shape, taller.get(name, shape), wider.get(name, shape))
+        if layout: rows.append((name, type(module).__name__, layout, *(shape[layout.index(axis)] for axis in 'chw')))
+    return pd.DataFrame(rows, columns=['layer', 'kind', 'layout', 'channels', 'height', 'width'])
 
 # %% ../nbs/07_gradcam.ipynb #default-layer
+def _best(table, size, at_least=4):
+    "The last layer of a table with enough cells"
+    side = table[['height', 'width']].min(axis=1)
+    if not (side > 1).any(): raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
+    return table.layer[side >= min(at_least, side.max())].iloc[-1]
+
 def default_layer(
     model:nn.Module, # Any CNN for (n, 3, h, w) pictures
     size:int|tuple, # Side of the pictures in px, or (height, width)
     at_least:int=4, # Smallest side of a useful map, in cells
 )->str: # Dotted name
     "The last layer with at least 4x4 cells (else with the most there are); `ValueError` if there are only 1x1 maps"
-    table = layers(model, size)
-    table = table[~table.kind.str.startswith('Adaptive')]
-    side = table[['height', 'width']].min(axis=1)
-    if not (side > 1).any(): raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
-    return table.layer[side >= min(at_least, side.max())].iloc[-1]
+    return _best(layers(model, size), size, at_least)
 
 # %% ../nbs/07_gradcam.ipynb #members
 def _members(name, classes):
@@ -137,19 +164,26 @@ class GradCAM:
 
 # %% ../nbs/07_gradcam.ipynb #at
 @patch
+def _row(self:GradCAM, size):
+    "What `layers` says of the layer used for pictures of this size"
+    if size in self.checked: return self.checked[size]
+    table = layers(self.model, size)
+    best = _best(table, size)
+    name = self.layer or best
+    if name not in set(table.layer):
+        gives = _outputs(self.model, *size)[0].get(name, 'nothing')
+        raise ValueError(f'layer {name!r} gives {gives} and has no map with a height and a width: try {best!r}')
+    row = table.set_index('layer', drop=False).loc[name]
+    if row.height * row.width == 1: raise ValueError(f'layer {name!r} has a map of 1x1 at {size[0]}x{size[1]} px: try {best!r}')
+    self.checked[size] = row
+    return row
+
+@patch
 def at(self:GradCAM,
     size:tuple, # (height, width) of the pictures in px
 )->str: # Dotted name
     "The layer used for pictures of this size; `ValueError` naming one that works if it has no map or one of a single cell"
-    if size in self.checked: return self.checked[size]
-    name = best = default_layer(self.model, size)
-    if self.layer is not None:
-        table, name = layers(self.model, size).set_index('layer'), self.layer
-        if name not in table.index: raise ValueError(f'layer {name!r} has no map: try {best!r}')
-        if table.height[name] * table.width[name] == 1:
-            raise ValueError(f'layer {name!r} has a map of 1x1 at {size[0]}x{size[1]} px: try {best!r}')
-    self.checked[size] = name
-    return name
+    return self._row(size).layer
 
 # %% ../nbs/07_gradcam.ipynb #cut
 @patch
@@ -182,15 +216,16 @@ def run(self:GradCAM,
 )->tuple: # Raw maps (n, h, w), logits (n, classes)
     "Raw maps (after ReLU, not scaled) and the logits of the same pass; `ValueError` for a layer without a map"
     x, autocast = self._prepare(x)
-    name, kept = self.at(tuple(x.shape[-2:])), []
+    row, kept = self._row(tuple(x.shape[-2:])), []
     with torch.inference_mode(False), torch.no_grad(), autocast, _evaluating(self.model):
-        handle = self._cut(name, kept)
+        handle = self._cut(row.layer, kept)
         try: logits = self.model(x).float()
         finally: handle.remove()
         answer = score(logits, ask(logits.detach(), target, self.classes), self.classes).sum()
         grad = torch.autograd.grad(answer * 2**10, kept, allow_unused=True)[0] if answer.requires_grad else None
-    if grad is None: raise ValueError(f'layer {name!r} has no part in the answer: try {default_layer(self.model, x.shape[-2:])!r}')
-    return (grad.mean((2, 3), keepdim=True) / 2**10 * kept[0].detach()).sum(1).relu(), logits.detach()
+    if grad is None: raise ValueError(f'layer {row.layer!r} has no part in the answer: try {default_layer(self.model, x.shape[-2:])!r}')
+    grad, acts = (t.permute(*map(row.layout.index, 'nchw')) for t in (grad / 2**10, kept[0].detach()))
+    return (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu(), logits.detach()
 
 # %% ../nbs/07_gradcam.ipynb #call
 def scale(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from artinsight.data import COUNTS, index, parts
+from artinsight.data import COUNTS, index, parts, user_path
 from artinsight.loading import build_stores, dataloaders, pick_precision
 from artinsight.sample import paint
 from artinsight.study import EXPERIMENTS, build_model
@@ -55,7 +55,7 @@ def plain_script(experiment, root, seconds=30):
 
 def main():
     parser = argparse.ArgumentParser(description='the five experiments at full size on one GPU')
-    parser.add_argument('folder', type=Path, help='where pictures, stores and runs are kept')
+    parser.add_argument('folder', type=user_path, help='where pictures, stores and runs are kept')
     args = parser.parse_args()
     if not torch.cuda.is_available(): sys.exit('gpu_study.py: no GPU here; benchmarks/run.py measures a CPU')
     data = args.folder / 'painted'

@@ -1,11 +1,14 @@
-"""Run every notebook as Colab would: alone in an empty folder, newest packages, torch already there, no nbdev, no repository.
+"""Run every notebook as Colab would: alone in an empty folder, with Colab's Python and packages, no nbdev, no repository.
 
-    python tests/colab.py [--slow] [NOTEBOOK...]
+    python tests/colab.py [--slow] [NOTEBOOK...]      # a file, or the beginning of its name: 07 11
 
-Builds a Python 3.12 environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again,
-executes all cells top to bottom in one kernel with the install cell pointed at a copy of this checkout, and looks whether
-torch was replaced. Cells marked `#| cuda` are left out where there is no GPU, `#| slow` ones without `--slow`; the table counts them.
+Builds an environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again, executes
+all cells top to bottom in one kernel with the install cell pointed at a copy of this checkout, and looks whether anything
+that Colab brings was replaced. Cells marked `#| cuda` are left out where there is no GPU, `#| slow` ones without `--slow`.
 The table is kept in benchmarks/results/DATE-colab.json, where notebooks of an earlier call on that day stay.
+
+Colab's versions are those of its runtime of 2026-08-25. Its ipykernel is a fork of 6.17.1 that PyPI does not have:
+the last 6.x stands for it, with the same IPython 7.34, whose displays and magics are what a notebook meets.
 """
 import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -13,9 +16,11 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 HOME = Path(tempfile.gettempdir())/'artinsight-colab'
 PYTHON = HOME/'venv/bin/python'
-# What Colab brings of our world; its torch is the newest here.
-BROUGHT = ['torch', 'torchvision', 'fastai>=2.8.7', 'fastcore>=2', 'pandas', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors',
-           'timm', 'gradio', 'kagglehub', 'ipykernel', 'nbclient', 'nbformat', 'pip', 'setuptools', 'wheel']
+VERSION = '3.13'
+# What Colab brings of our world.
+BROUGHT = dict(torch='2.11.0', torchvision='0.26.0', fastai='2.8.8', fastcore='2.2.12', fastprogress='1.1.6', plum_dispatch='2.9.0', numpy='2.1.3',
+               pandas='2.2.3', gradio='6.24.0', kagglehub='1.0.2', accelerate='1.14.0', timm='1.0.28', ipython='7.34.0')
+TOOLS = ['ipykernel<7', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors', 'nbclient', 'nbformat', 'pip', 'setuptools', 'wheel']
 
 def uv_program():
     "Where uv is: beside this Python, or on the path."
@@ -33,17 +38,18 @@ def interpreter(version):
 
 def environment():
     "The environment, built once; a half-built one is begun again."
-    done = HOME/'done.txt'
-    if not (done.exists() and done.read_text() == ' '.join(BROUGHT)):
+    done, wanted = HOME/'done.txt', [*(f'{name}=={version}' for name, version in BROUGHT.items()), *TOOLS]
+    if not (done.exists() and done.read_text() == ' '.join(wanted)):
         shutil.rmtree(HOME, ignore_errors=True)
-        uv('venv', '-q', '--python', interpreter('3.12'), HOME/'venv')
-        uv('pip', 'install', '-q', '--python', PYTHON, *BROUGHT)
-        done.write_text(' '.join(BROUGHT))
+        uv('venv', '-q', '--python', interpreter(VERSION), HOME/'venv')
+        uv('pip', 'install', '-q', '--python', PYTHON, *wanted)
+        done.write_text(' '.join(wanted))
 
-def torch_mark():
-    "What changes when torch is replaced: its version and the date of its files."
-    code = "import torch, torchvision, os; print(torch.__version__, torchvision.__version__, os.stat(torch.__file__).st_mtime_ns)"
-    return subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout
+def brought():
+    "Version and date of every package that is there without artinsight and what only it needs: what changes when one is replaced."
+    code = ("import importlib.metadata as m, json, os, sys; print(json.dumps({name: [m.version(name), os.stat(m.distribution(name)._path).st_mtime_ns] "
+            "for name in sys.argv[1:]}))")
+    return json.loads(subprocess.run([PYTHON, '-c', code, *BROUGHT], capture_output=True, text=True, check=True).stdout)
 
 def copy_of_checkout(copy):
     "What git has and what is new, copied: installing from it leaves nothing in the checkout."
@@ -68,47 +74,50 @@ print(before - len(nb.cells))
 """
 
 def run(notebook, copy, leave):
-    "(seconds, how many cells were left out or the error's last lines, torch untouched) of one notebook."
+    "(seconds, how many cells were left out or the error's last lines, packages replaced) of one notebook."
     subprocess.run([PYTHON, '-m', 'pip', 'uninstall', '-q', '-y', 'artinsight'], check=True, capture_output=True)
-    mark, start = torch_mark(), time.perf_counter()
+    before, start = brought(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         alone = shutil.copy(notebook, folder)
         env = {name: value for name, value in os.environ.items() if not name.startswith(('ARTINSIGHT_', 'VIRTUAL_ENV', 'PYTHONPATH'))}
         env |= dict(ARTINSIGHT_SOURCE=str(copy), PIP_CONSTRAINT=os.devnull, PATH=f"{PYTHON.parent}{os.pathsep}{env['PATH']}", COLAB_RELEASE_TAG='rehearsal')     # this machine's caps are not Colab's
         got = subprocess.run([PYTHON, '-c', RUN, alone, ','.join(leave), folder], env=env, cwd=folder, capture_output=True, text=True)
     said = got.stdout.strip().splitlines()[-1] if got.returncode == 0 else 'FAILED\n' + '\n'.join(got.stderr.strip().splitlines()[-12:])
-    return time.perf_counter() - start, said, torch_mark() == mark
-
-def installed():
-    "Versions of what matters in the environment."
-    names = ['torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'numpy']
-    code = f'import json, importlib.metadata as m; print(json.dumps({{name: m.version(name) for name in {names}}}))'
-    return json.loads(subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout)
+    after = brought()
+    return time.perf_counter() - start, said, [name for name in BROUGHT if after[name] != before[name]]
 
 def keep(row, leave):
     "Write a notebook's row into today's record, in place of an earlier one."
     file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
     rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
-    told = {'date': str(datetime.date.today()), 'what': 'every notebook alone in an empty folder, as on Colab', 'python': '3.12', 'versions': installed(), 'left_out': leave}
+    told = {'date': str(datetime.date.today()), 'what': 'every notebook alone in an empty folder, with the versions of Colab', 'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
     file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
+
+def chosen(names):
+    "Notebooks by file or by the beginning of their names; ends with a line for one that is not there."
+    everything = sorted((REPO/'nbs').glob('*.ipynb'))
+    found = [file for name in names for file in ([Path(name).resolve()] if Path(name).is_file() else [file for file in everything if file.name.startswith(name)] or
+                                                 sys.exit(f'colab.py: no notebook {name}'))]
+    return found if names else everything
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('notebooks', nargs='*', type=Path, help='default: all of nbs/')
+    parser.add_argument('notebooks', nargs='*', help='files, or beginnings of their names (default: all of nbs/)')
     parser.add_argument('--slow', action='store_true', help='run the `#| slow` cells too')
     args = parser.parse_args()
     environment()
     copy, gpu = copy_of_checkout(HOME/'source'), shutil.which('nvidia-smi') is not None
     leave = ['eval:false'] + ([] if gpu else ['cuda']) + ([] if args.slow else ['slow'])
-    print(f'Colab rehearsal: Python 3.12, torch {torch_mark().split()[0]}, cells left out: {", ".join(leave)}')
+    print(f'Colab rehearsal: Python {VERSION}, torch {BROUGHT["torch"]}, cells left out: {", ".join(leave)}')
     bad = 0
-    for notebook in args.notebooks or sorted((REPO/'nbs').glob('*.ipynb')):
-        seconds, said, same = run(notebook.resolve(), copy, leave)
+    for notebook in chosen(args.notebooks):
+        seconds, said, replaced = run(notebook, copy, leave)
         passed = not said.startswith('FAILED')
-        bad += not (passed and same)
-        keep({'notebook': notebook.name, 'passed': passed, 'torch_kept': same, 'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
-        print(f"{notebook.name:24} {seconds:6.1f} s  {'torch kept' if same else 'TORCH REPLACED'}  {said + ' cells left out' if passed else said}", flush=True)
+        bad += not passed or bool(replaced)
+        keep({'notebook': notebook.name, 'passed': passed, 'replaced': replaced, 'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
+        kept = f'REPLACED {", ".join(replaced)}' if replaced else 'torch and all else kept'
+        print(f"{notebook.name:24} {seconds:6.1f} s  {kept}  {said + ' cells left out' if passed else said}", flush=True)
     print('all green' if not bad else f'{bad} failed')
     sys.exit(bool(bad))
 

@@ -1,17 +1,18 @@
 """The audit finds what was planted, stays quiet where nothing was, and works end to end from the console."""
-import json, sys, tracemalloc
+import errno, json, multiprocessing, os, shutil, signal, sys, threading, tracemalloc, warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageFilter
 
-from artinsight import audit as au
+from artinsight import audit as au, evaluation
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
 from artinsight.evaluation import Predictions
 from artinsight.resnet18 import init_name
 from artinsight.study import run_experiment
+from artinsight.training import load_predictions, save_predictions
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
 
@@ -248,3 +249,157 @@ def test_console_errors_are_one_line(trained, tmp_path, monkeypatch, capsys):
         assert stopped.value.code == 2
         said = capsys.readouterr()
         assert said.out == '' and len(said.err.splitlines()) <= 2 and told in said.err
+
+
+# ---- one-sided data, and machines that lack something
+
+BOTH = 'train', 'test'
+ONE_SIDED = {'human alone': ([(split, 'human', style) for split in BOTH for style in range(10)], 2),
+             'one generator alone': ([(split, 'SD', style) for split in BOTH for style in range(10)], 4),
+             'one style': ([(split, maker, 1) for split in BOTH for maker in ('human', 'LD', 'SD')], 10),
+             'one folder': ([(split, 'human', 1) for split in BOTH], 8),
+             'one folder of an AI': ([(split, 'LD', 1) for split in BOTH], 8),
+             'one class in test': ([*(('train', maker, style) for maker in ('human', 'LD') for style in range(3)), ('test', 'human', 0)], 4),
+             'a class in test that training lacks': ([*(('train', 'human', style) for style in range(3)), ('test', 'SD', 0)], 4),
+             'a handful': ([(split, maker, 1) for split in BOTH for maker in ('human', 'SD')], 2)}
+REASONS = {'human alone': ['only one origin here (human)', 'no AI pictures here', 'there is none here'], 'one generator alone': ['only one generator here (SD)', 'there is only one here'],
+           'one style': ['only one style here (baroque)'], 'one folder': ['only one origin here (human)', 'only one style here (baroque)'], 'one folder of an AI': ['only one generator here (LD)'],
+           'one class in test': ['only one generator here (LD)', 'five pictures to learn from'], 'a class in test that training lacks': ['five pictures to learn from'], 'a handful': ['five pictures to learn from']}
+
+
+def paint_some(dest, folders, each):
+    "Some folders of a data set, with as many clouds each."
+    for number, (split, maker, style) in enumerate(folders):
+        (folder := dest / split / folder_name(STYLES[style], maker)).mkdir(parents=True)
+        for n in range(each):
+            name = f'artist-{number * 100 + n}_cloud-{n}.jpg' if maker == 'human' else f'{style}-{number * 100 + n // 2}-{n}.jpg'
+            cloud(style, [number, n], 64).save(folder / name)
+    return dest
+
+
+def barely_trained(place, runs, **changes):
+    run_experiment(replace(SIMPLE_CNN.quick_version(), name='it', epochs=1, validation=.5, **changes), index(place), runs, device='cpu')
+    return runs / 'it'
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('case', ONE_SIDED)
+def test_one_sided_data_is_audited_as_far_as_it_goes(case, tmp_path, monkeypatch, capsys):
+    place = paint_some(tmp_path / 'set', *ONE_SIDED[case])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # fastai's own
+        run = barely_trained(place, tmp_path)
+    capsys.readouterr()
+    console(monkeypatch, run, '--data', place, '--sample', 30)
+    said = capsys.readouterr().out
+    for reason in REASONS[case]: assert reason in said
+    assert 'after one resize and one JPEG pass for all, accuracy' in said and 'Empty DataFrame' not in said and 'nan' not in said
+    kept = au.audit_of(run, [])
+    assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(au.CHANGES) and kept['duplicates']['with']
+    for question in ('origin', 'style', 'generator'): au.plot_probes(kept, question)
+    au.plot_changes(kept)
+    au.plt.close('all')
+
+
+@pytest.fixture(scope='module')
+def lone(tmp_path_factory):
+    "One folder of human pictures, and a run on it."
+    place = paint_some(tmp_path_factory.mktemp('lone') / 'set', [(split, 'human', 1) for split in BOTH], 6)
+    return place, barely_trained(place, place.parent)
+
+
+def copy_of(run, dest):
+    shutil.copytree(run, dest / 'it')
+    return dest / 'it'
+
+
+def test_a_run_without_validation_pictures(lone, tmp_path):
+    "As from a program that keeps test predictions only"
+    run = copy_of(lone[1], tmp_path)
+    save_predictions(run / 'predictions.npz', {'validation': (np.empty(0, 'U1'), np.empty(0, int), np.empty((0, 20))), 'test': load_predictions(run)})
+    found = au.audit(run, lone[0], robustness=False, sample=5)
+    assert found['leak']['siblings'] is None and found['leak']['test_accuracy'] is not None
+    assert 'Siblings of validation pictures: not possible, no validation pictures here.' in au.limits(found) and isinstance(au.findings(found), list)
+
+
+def test_training_again_goes_on_where_one_training_is_not_possible(tmp_path, capsys):
+    "Without SD a single picture is left, too few for a validation half"
+    place = paint_some(tmp_path / 'set', [('train', maker, 1) for maker in ('LD', 'SD')] + [('test', 'SD', 1)], 6)
+    for file in sorted((place / 'train' / 'AI_LD_baroque').iterdir())[1:]: file.unlink()
+    run = barely_trained(place, tmp_path)
+    found = au.audit(run, place, robustness=False, sample=5, retrain=True)
+    assert 'without_SD is not possible' in capsys.readouterr().err and found['retrained']['splits']
+    assert set(found['retrained']['generators']) == set(), 'LD has no test pictures'
+
+
+def refuse(*args, **kwargs): raise OSError(errno.EROFS, 'Read-only file system')
+
+
+def test_a_read_only_run_is_named_before_the_work_and_audited_all_the_same(lone, tmp_path, monkeypatch, capsys):
+    run, order = copy_of(lone[1], tmp_path), []
+    monkeypatch.setattr(au.tempfile, 'TemporaryFile', refuse)
+    work = au.audit_data
+    monkeypatch.setattr(au, 'audit_data', lambda *args: order.append(capsys.readouterr().err) or work(*args))
+    console(monkeypatch, run, '--data', lone[0], '--sample', 5, '--no-robustness')
+    assert len(order) == 1 and f'nothing can be written into {run} (Read-only file system)' in order[0]
+    assert "can't be trusted with" in capsys.readouterr().out and not (run / 'audit.json').exists()
+    monkeypatch.setattr(au, 'audit_data', None)   # no work at all
+    with pytest.raises(SystemExit) as stopped: console(monkeypatch, run, '--data', lone[0], '--retrain')
+    assert stopped.value.code == 2 and 'cannot take the new runs' in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_costs_the_file_and_not_the_audit(lone, tmp_path, monkeypatch, capsys):
+    run = copy_of(lone[1], tmp_path)
+    def full(self, *args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_text', full)
+    console(monkeypatch, run, '--data', lone[0], '--sample', 5, '--no-robustness')
+    said = capsys.readouterr()
+    assert "can't be trusted with" in said.out and 'audit.json could not be written' in said.err
+    assert not list(run.glob('*audit*'))
+
+
+@pytest.mark.parametrize('words, told', [(('--device', 'abacus'), 'abacus'), (('--device', 'cuda:99'), 'cuda'), (('--sample', '-1'), 'one picture or more')])
+def test_wrong_arguments_are_told_before_the_work(lone, monkeypatch, capsys, words, told):
+    monkeypatch.setattr(au, 'audit_data', None)
+    with pytest.raises(SystemExit) as stopped: console(monkeypatch, lone[1], '--data', lone[0], *words)
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_run_whose_model_is_lost_is_told_before_the_work(lone, tmp_path, monkeypatch, capsys):
+    run = copy_of(lone[1], tmp_path)
+    (run / 'model.safetensors').write_bytes(b'half a file')
+    monkeypatch.setattr(au, 'audit_data', None)
+    with pytest.raises(SystemExit) as stopped: console(monkeypatch, run, '--data', lone[0])
+    assert stopped.value.code == 2 and 'model.safetensors' in capsys.readouterr().err
+
+
+def test_no_thread_and_no_process_left(lone, tmp_path, monkeypatch):
+    "As with ulimit -u or a cgroup's pids.max reached: neither threading nor fork gives anything"
+    def no_thread(self): raise RuntimeError("can't start new thread")
+    def no_process(): raise OSError(errno.EAGAIN, 'Resource temporarily unavailable')
+    plain = au.audit(copy_of(lone[1], tmp_path / 'one'), lone[0], sample=5)
+    monkeypatch.setattr(threading.Thread, 'start', no_thread)
+    monkeypatch.setattr(os, 'fork', no_process)
+    lacking = au.audit(copy_of(lone[1], tmp_path / 'other'), lone[0], sample=5)
+    assert {**lacking, 'seconds': 0} == {**plain, 'seconds': 0}
+
+
+def test_a_worker_that_is_killed_costs_nothing(lone):
+    frame = index(lone[0])
+    assert [*au.over(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
+
+
+def die_once(path):
+    "Ends the first worker that meets it; in the parent it answers"
+    if multiprocessing.parent_process() and path.endswith('cloud-1.jpg'): os.kill(os.getpid(), signal.SIGKILL)
+    return Path(path).name
+
+
+def test_home_in_paths(lone, tmp_path, monkeypatch):
+    "~ means home in the run's path, the data's and those of notebooks"
+    copy_of(lone[1], tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = au.audit('~/it', lone[0], robustness=False, sample=5)
+    assert au.audit_of('~/it', []) == found and not (tmp_path / '~').exists()
+    assert list(evaluation.ladder('~', ('it', 'none'))) == []

@@ -175,3 +175,112 @@ def test_two_threads_may_share_a_model():
     alone = [cam(x, raw=True) for x in xs]
     with ThreadPoolExecutor(4) as pool: together = list(pool.map(lambda x: cam(x, raw=True), xs))
     assert all((a - b).abs().max() < 1e-6 for a, b in zip(alone, together))
+
+
+# ---- layers that give something else than (n, channels, height, width)
+
+class Tuple(nn.Module):
+    "A block around torch's attention, whose layer gives a tuple (tokens, weights), as most attention code has it"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 8, 8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.weigh, self.lstm, self.head = nn.Softmax(-1), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 20)
+        self.silent, self.marks, self.waves = nn.Conv2d(3, 8, 8, 8), Marks(), Waves()
+    def forward(self, x):
+        unused, maps = self.silent(x).detach().mean(), self.conv(x)
+        tokens = maps.flatten(2).transpose(1, 2)
+        heads = tokens.unflatten(2, (2, 4)).transpose(1, 2)
+        mixed = self.weigh(heads @ heads.mT) @ heads   # (n, heads, tokens, tokens): four axes and no map
+        tokens = self.attention(tokens, tokens, tokens)[0] + self.lstm(mixed.transpose(1, 2).flatten(2))[0]
+        return self.head((tokens * self.marks(tokens)).mean(1)) + 0 * (unused + self.waves(maps).abs().mean().detach())
+
+
+class Marks(nn.Module):
+    def forward(self, x): return x.argmax(-1, keepdim=True)
+
+
+class Waves(nn.Module):
+    def forward(self, x): return torch.fft.fft2(x)
+
+
+def swin(size=64):
+    torch.manual_seed(0)
+    model = zoo.swin_t(weights=None, num_classes=20).eval()
+    nn.init.normal_(model.head.weight, std=.2)
+    return model, pictures(2, size)
+
+
+def test_channels_last_maps_are_those_of_the_same_layer_channels_first():
+    "Swin's norm gives (n, h, w, channels), and its permute the same numbers as (n, channels, h, w)"
+    model, x = swin(128)
+    last, first = (GradCAM(model, name)(x, [1, 2], raw=True) for name in ('norm', 'permute'))
+    assert last.shape == (2, 4, 4) and last.max() > 0 and torch.allclose(last, first, atol=1e-7)
+    table = layers(model, 128).set_index('layer')
+    assert table.loc[['norm', 'permute'], ['layout', 'channels', 'height', 'width']].values.tolist() == [['nhwc', 768, 4, 4], ['nchw', 768, 4, 4]]
+    assert GradCAM(model).at((128, 128)) == 'permute'
+
+
+@pytest.mark.parametrize('inner', [2, 3, 4, 5])
+def test_inside_a_convnext_block_height_and_width_are_the_spatial_ones(inner):
+    "Between its two Permute modules a ConvNeXt block works channels last, also on pictures that are not square"
+    torch.manual_seed(0)
+    model, x = zoo.convnext_tiny(weights=None, num_classes=20).eval(), torch.randn(2, 3, 64, 96)
+    name = f'features.5.8.block.{inner}'
+    assert layers(model, (64, 96)).set_index('layer').loc[name, ['layout', 'height', 'width']].tolist() == ['nhwc', 4, 6]
+    got, seen = GradCAM(model, name)(x, 3, raw=True), []
+    model.get_submodule(name).register_forward_hook(lambda m, i, out: seen.append(out))
+    grad, = torch.autograd.grad(model(x)[:, 3].sum(), seen[0])
+    expected = (grad.mean((1, 2), keepdim=True) * seen[0]).sum(3).relu().detach()
+    assert got.shape == (2, 4, 6) and expected.max() > 0 and (got - expected).abs().max() <= 1e-5 * expected.max()
+    if inner == 5: assert torch.allclose(got, GradCAM(model, 'features.5.8.block.6')(x, 3, raw=True), atol=1e-7)
+
+
+@pytest.mark.parametrize('layer, gives', [('attention', 'tuple'), ('lstm', 'tuple'), ('weigh', r'\(1, 2, 64, 64\)'), ('head', r'\(1, 20\)'),
+                                          ('marks', 'torch.int64'), ('waves', 'torch.complex64'), ('attention.out_proj', 'nothing')])
+def test_what_is_no_map_is_refused_by_what_it_is(layer, gives):
+    with pytest.raises(ValueError, match=f"layer '{layer}' gives {gives} .*: try 'conv'") as e: GradCAM(Tuple().eval(), layer)(pictures(1, 64))
+    assert '\n' not in str(e.value)
+
+
+def test_a_layer_without_a_way_to_the_answer_is_refused():
+    with pytest.raises(ValueError, match="'silent' has no part in the answer"): GradCAM(Tuple().eval(), 'silent')(pictures(1, 64))
+
+
+def test_tokens_of_a_vision_transformer_are_refused_and_its_patches_are_not():
+    "ViT takes pictures of one size, so that no size can follow: its convolution is known by its kind"
+    torch.manual_seed(0)
+    model = zoo.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=20).eval()
+    nn.init.normal_(model.heads.head.weight)
+    for layer in ('encoder', 'encoder.layers.encoder_layer_1', 'encoder.layers.encoder_layer_0.mlp'):
+        with pytest.raises(ValueError, match=r"gives \(1, 17, 32\) .* try 'conv_proj'"): GradCAM(model, layer)(pictures(1, 64))
+    assert layers(model, 64).drop(columns='kind').values.tolist() == [['conv_proj', 'nchw', 32, 4, 4]]
+    assert GradCAM(model)(pictures(2, 64), 3).shape == (2, 4, 4)
+
+
+def test_windows_merged_into_the_batch_are_no_maps():
+    "MaxViT cuts maps into windows: (n, windows, tokens, channels) has four axes, and none of them is a side of the picture"
+    class Windows(nn.Module):
+        def forward(self, x): return x.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(2, 3).permute(0, 2, 3, 1)
+    class Batched(nn.Module):
+        def forward(self, x): return x.permute(0, 1, 3, 2).flatten(0, 1).unflatten(1, (-1, 4)).permute(0, 2, 1, 3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Windows(), Batched(), nn.AdaptiveAvgPool2d(1), nn.Flatten(0), nn.Unflatten(0, (1, -1)), nn.Linear(16, 4))
+    for layer, gives in (('1', r'\(1, 4, 16, 8\)'), ('2', r'\(4, 4, 2, 16\)')):
+        with pytest.raises(ValueError, match=f"gives {gives}"): GradCAM(model, layer)(pictures(1, 32))
+
+
+def test_a_layer_that_is_called_twice_shows_its_last_call():
+    class Twice(nn.Module):
+        def __init__(self): super().__init__(); torch.manual_seed(0); self.conv, self.head = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(3, 4)
+        def forward(self, x): return self.head(self.conv(self.conv(x)).relu().mean((2, 3)))
+    model, x = Twice().eval(), pictures(2, 32)
+    acts = model.conv(model.conv(x))
+    grad, = torch.autograd.grad(model.head(acts.relu().mean((2, 3)))[:, 1].sum(), acts)
+    got = GradCAM(model)(x, 1, raw=True)
+    assert got.shape == (2, 8, 8) and torch.allclose(got, (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu(), atol=1e-7)
+
+
+def test_the_probe_leaves_the_model_as_found_also_where_it_takes_one_size_only():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 64, 4))
+    flags, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
+    assert layers(model, 8).layer.tolist() == ['0', '1']
+    assert state(model) == flags and all(v.equal(weights[k]) for k, v in model.state_dict().items())

@@ -2,6 +2,7 @@
 import numpy as np, pytest
 from scipy import special
 
+from artinsight import evaluation
 from artinsight.data import STYLES, folder_name
 from artinsight.evaluation import HEADLINES, Predictions, bootstrap, headline_columns, headline_figures
 
@@ -35,3 +36,22 @@ def test_pooled_seeds_hold_the_truth():
     pooled, one = (held[name][HEADLINES] / 200 for name in ('pooled', 'one'))
     assert pooled.min() >= .91, pooled  # 200 sets: chance alone moves a share by up to 4 points
     assert one.max() < .85, one
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('kinds', [[11], [1], [11, 12]])
+@pytest.mark.parametrize('n', [1, 8])
+def test_one_sided_predictions_have_all_figures(kinds, n):
+    "One class, one origin, one picture: every figure is there or None, and nothing divides by nothing"
+    target = np.resize(kinds, n)
+    folder = {1: 'AI_SD_baroque', 11: 'baroque', 12: 'expressionism'}
+    ids = [f'test/{folder[kind]}/{"1-2" if kind < 10 else "somebody_title"}-{place}.jpg' for place, kind in enumerate(target)]
+    for probs in (np.eye(20)[target], np.eye(20)[(target + 10) % 20], np.full((n, 20), .05)):
+        p = evaluation.Predictions(target, probs, ids)
+        record = evaluation.evaluate(target, probs, ids)
+        assert record['n'] == n and all(np.isfinite(value).all() for value in record.values())
+        told = evaluation.calibration(p, p)
+        assert told['ece_after'] >= 0 and evaluation.factored(p)['origin_auc'] is None
+        evaluation.plot_calibration(p, p.soften(2)), evaluation.plot_origin(p), evaluation.plot_confusion(p)
+        assert not evaluation.ladder({'simple_cnn': p, 'resnet18_base': p}).real.any() and len(evaluation.by_generator(p)) == 3
+        evaluation.plt.close('all')
