@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'AI_NAME', 'ARTIST_SLUG', 'YEAR', 'COLUMNS',
-           'PICTURE_ENDINGS', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder', 'artist',
-           'parse_name', 'describe', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
+           'PICTURE_ENDINGS', 'SYSTEM_NAMES', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder',
+           'artist', 'parse_name', 'describe', 'user_path', 'printable', 'is_hidden', 'scan_folder', 'tell_others',
+           'picture_files', 'find_root', 'list_pictures', 'data_name', 'index', 'choose', 'grouped_tenth',
            'split_validation', 'parts', 'counts_by_class', 'fingerprint', 'discard', 'atomic_write', 'is_running',
-           'sweep', 'user_path', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders',
-           'check_counts', 'check_space', 'kaggle_errors', 'download', 'artinsight_download']
+           'sweep', 'keep_freed_memory', 'run_in_processes', 'cache_folder', 'script_parser', 'console', 'data_folder',
+           'count_folders', 'check_counts', 'check_space', 'kaggle_errors', 'download', 'artinsight_download']
 
 # %% ../nbs/00_data.ipynb #a322aedd
-import functools, hashlib, os, re, shutil, sys, zipfile, zlib
-from contextlib import contextmanager
+import ctypes, functools, hashlib, multiprocessing, os, re, shutil, signal, sys, zipfile, zlib
+from collections import Counter
+from contextlib import contextmanager, suppress
 from importlib import resources
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -87,14 +90,75 @@ def describe(
     "A table of what the paths say; ValueError as `parse_name`."
     return pd.DataFrame([{'path': str(path), **parse_name(path)} for path in paths], columns=COLUMNS)
 
-# %% ../nbs/00_data.ipynb #ca1ac59a
-PICTURE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp')
+# %% ../nbs/00_data.ipynb #69f45a29
+def user_path(
+    path,  # a path as a user gave it: text or Path
+) -> Path:  # with ~ spelled out
+    "The one way from what a user typed to a path; FileNotFoundError where there is no home folder."
+    path = os.path.expanduser(path)
+    if str(path).partition('/')[0] == '~':
+        raise FileNotFoundError(f'no home folder here for {path}: name a full path; ARTINSIGHT_CACHE names the cache folder')
+    return Path(path)
 
+def printable(
+    name,  # a file's name or path, as odd as it may be
+) -> str:  # on one line, for any console that can print ASCII or its own letters
+    "The name with line ends, control characters and bytes that are no text spelled out, as in \\n."
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+# %% ../nbs/00_data.ipynb #72ff78d8
+PICTURE_ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.webp', '.bmp', '.tif', '.tiff',
+                   '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.avif', '.heic', '.heif', '.jxl', '.jp2', '.j2k', '.jpx')
+SYSTEM_NAMES = ('__macosx', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'lost+found')
+
+def is_hidden(
+    name: str,  # of a file or folder, without its path
+) -> bool:
+    "Whether a name is hidden, or an operating system's own."
+    return name.startswith('.') or name.lower() in SYSTEM_NAMES
+
+# %% ../nbs/00_data.ipynb #a2e7562e
+def scan_folder(
+    folder,  # a folder
+) -> tuple:  # (pictures, others): relative paths, each sorted
+    "All files below a folder, told apart by their endings; hidden and system ones left out, links to folders not followed."
+    pictures, others, waiting = [], [], ['']
+    while waiting:
+        inside = waiting.pop()
+        for entry in os.scandir(os.path.join(folder, inside)):
+            path = inside + entry.name
+            if is_hidden(entry.name): continue
+            if entry.is_dir(follow_symlinks=False): waiting.append(path + '/')
+            elif (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)) and path.lower().endswith(PICTURE_ENDINGS):
+                pictures.append(path)
+            else: others.append(path)
+    return sorted(pictures), sorted(others)
+
+# %% ../nbs/00_data.ipynb #5466e779
+def tell_others(
+    folder,  # where they are
+    others: list,  # relative paths
+):
+    "One line on standard error about files that are not read."
+    if not others: return
+    named = ', '.join(map(printable, others[:3])) + ', ...' * (len(others) > 3)
+    print(f'{printable(folder)}: {len(others)} without the ending of a picture, not read: {named}', file=sys.stderr)
+
+def picture_files(
+    folder,  # a folder
+) -> list:  # of Path, sorted
+    "The pictures below a folder, by their endings; hidden and system files and folders left out, others named on standard error."
+    folder = user_path(folder)
+    pictures, others = scan_folder(folder)
+    tell_others(folder, others)
+    return [folder / path for path in pictures]
+
+# %% ../nbs/00_data.ipynb #ca1ac59a
 def find_root(
     path,  # the data set's folder, or the one that it was unpacked in
 ) -> Path:  # the folder that holds train and test
     "The folder that holds `train` or `test`; FileNotFoundError where there is none."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir(): raise FileNotFoundError(f'no such folder: {path}. Get AI-ArtBench with artinsight_download, or paint a sample with artinsight_sample DEST')
     for root in (path, path / 'Real_AI_SD_LD_Dataset'):
         if (root / 'train').is_dir() or (root / 'test').is_dir(): return root
@@ -269,13 +333,86 @@ def sweep(
     for left in folder.glob('.*.part'):
         if (process := re.search(r'\.(\d+)\.part$', left.name)) and not is_running(int(process[1])): discard(left)
 
-# %% ../nbs/00_data.ipynb #60c50eeb
-def user_path(
-    path,  # a path as a user gave it: text or Path
-) -> Path:  # with ~ spelled out
-    "The one way from what a user typed to a path."
-    return Path(path).expanduser()
+# %% ../nbs/00_data.ipynb #c9c6ca88
+def keep_freed_memory(
+    megabytes: int = 64,  # free memory that the process may keep
+):
+    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
+    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
+        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
+        mallopt(trim_threshold, megabytes * 2**20)
+        mallopt(mmap_threshold, megabytes * 2**19)
 
+def _work(function, pipe, parent):
+    "A worker's life: jobs come, answers go back, None is the end. It leaves Ctrl-C to its parent, and ends when that is gone."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    with suppress(EOFError, OSError):
+        while pipe.poll(1) or os.getppid() == parent:
+            if not pipe.poll(): continue
+            if (job := pipe.recv()) is None: return
+            try: answer = True, function(*job)
+            except Exception: answer = False, None
+            pipe.send(answer)
+
+# %% ../nbs/00_data.ipynb #40f1f903
+def _start(function, number):
+    "Up to `number` workers: pipe -> process; fewer where the machine allows no more."
+    context, crew = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), {}
+    try:
+        for _ in range(number):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(function, there, os.getpid()), daemon=True)
+            process.start()
+            there.close()
+            crew[here] = process
+    except OSError as error: print(f'{len(crew)} of {number} processes could be started ({error.strerror}): slower', file=sys.stderr)
+    return crew
+
+def _tell_killed(process):
+    "One line about a worker that is gone."
+    process.join()
+    print(f'a worker process ended with code {process.exitcode}, killed perhaps for lack of memory: its work is done at the end, '
+          'by this process', file=sys.stderr)
+
+def _dismiss(crew):
+    "Let workers end what they are at, and go."
+    for pipe in crew:
+        with suppress(OSError): pipe.send(None)
+    for pipe, process in crew.items():
+        with suppress(EOFError, OSError):
+            while wait([pipe, process.sentinel]) and pipe.poll(): pipe.recv()
+        process.join()
+
+# %% ../nbs/00_data.ipynb #ca9eff14
+def run_in_processes(
+    function,  # at a module's top level
+    jobs: dict,  # key -> arguments of the function, a tuple
+    workers: int,  # processes; below 2: this one
+):  # an iterator of (key, result), as they end
+    "Do all jobs in worker processes; what no worker could do is done in this one, at the end."
+    left, at_work, queue = dict(jobs), {}, iter(jobs)
+    crew = _start(function, min(workers, len(jobs))) if min(workers, len(jobs)) > 1 else {}
+    try:
+        idle = list(crew)
+        while True:
+            for pipe, key in zip(idle, queue):
+                at_work[pipe] = key
+                with suppress(OSError): pipe.send(jobs[key])  # a dead one shows below
+            if not at_work: break
+            idle = []
+            for pipe in wait(list(at_work)):
+                key = at_work.pop(pipe)
+                try: fine, result = pipe.recv()
+                except (EOFError, OSError): _tell_killed(crew[pipe])
+                else:
+                    idle.append(pipe)
+                    yield key, result if fine else function(*left[key])
+                    del left[key]
+    finally: _dismiss(crew)
+    yield from ((key, function(*job)) for key, job in left.items())
+
+# %% ../nbs/00_data.ipynb #60c50eeb
 def cache_folder() -> Path:
     "Where decoded pictures and the painted sample are kept: `$ARTINSIGHT_CACHE`, else `~/.cache/artinsight`."
     return user_path(os.environ.get('ARTINSIGHT_CACHE') or '~/.cache/artinsight')
@@ -320,7 +457,7 @@ def data_folder(
     "The data set's folder: `data`, else `$ARTINSIGHT_DATA`; FileNotFoundError where neither is set."
     data = data or os.environ.get('ARTINSIGHT_DATA')
     if not data: raise FileNotFoundError('no data set named: give --data DIR or set ARTINSIGHT_DATA (get one with artinsight_download or artinsight_sample DEST)')
-    return Path(data).expanduser()
+    return user_path(data)
 
 # %% ../nbs/00_data.ipynb #ea6e6940
 HANDLE = 'ravidussilva/real-ai-art/versions/5'  # AI-ArtBench on Kaggle
