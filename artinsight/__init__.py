@@ -3,7 +3,6 @@ __version__ = "0.1.0"
 import os, threading, warnings
 warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)  # fastai's own layers use it
 
-
 def _few_threads():
     "Whether a limit (ulimit -u, a container's) leaves too few threads for numpy, scipy and torch, which die where they get none."
     done = threading.Event()
@@ -12,6 +11,5 @@ def _few_threads():
     except RuntimeError: return True
     finally: done.set()
     return False
-
 
 if _few_threads(): os.environ.update(OPENBLAS_NUM_THREADS='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
