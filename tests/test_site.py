@@ -174,7 +174,7 @@ def test_readme_is_what_a_reader_of_the_index_sees(builder):
 def project(folder, cells):
     "A project of a few small notebooks: name -> source of its code cells."
     for name in ('nbs', 'artinsight', 'results'): (folder/name).mkdir(parents=True)
-    for name in ('settings.ini', 'setup.py', '_quarto.yml', 'nbs/styles.css', 'nbs/links.lua'): shutil.copy(ROOT/name, folder/name)
+    for name in ('settings.ini', 'setup.py', '_quarto.yml', '.gitignore', 'nbs/styles.css', 'nbs/links.lua'): shutil.copy(ROOT/name, folder/name)
     (folder/'README.md').touch()
     for name, sources in cells.items():
         cells = [new_code_cell(source) for source in ([sources] if isinstance(sources, str) else sources)]

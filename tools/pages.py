@@ -30,7 +30,7 @@ def copy_project(dest, *without):
     "What notebooks and nbdev need of the project."
     ignore = shutil.ignore_patterns('__pycache__', '.*', *without)
     for name in ('artinsight', 'nbs', 'results'): shutil.copytree(ROOT/name, dest/name, ignore=ignore, dirs_exist_ok=True)
-    for name in ('settings.ini', 'setup.py', '_quarto.yml', 'README.md'): shutil.copy(ROOT/name, dest/name)
+    for name in ('settings.ini', 'setup.py', '_quarto.yml', 'README.md', '.gitignore'): shutil.copy(ROOT/name, dest/name)
 
 # %% What nbdev makes of them
 
