@@ -1,7 +1,10 @@
 # `make report` runs the study and builds its pages; `make test` passes the tests. Both set up .venv on their first run.
-.PHONY: setup report test bench docs colab versions rehearse
-IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
-PAGES = @.venv/bin/python nbs/_pages.py
+.PHONY: setup report test check notebooks pytest bench docs colab versions rehearse
+# The shell's own $PWD: make's CURDIR would be expanded a second time below a path with a dollar sign.
+IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
+PAGES = .venv/bin/python tools/pages.py
+NBDEV_TEST = $(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS="$$PWD/runs" python .venv/bin/nbdev_test --n_workers 2 --do_print $(if $(SLOW),--flags slow)
+PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile $(if $(SLOW),--slow) tests
 export PYTHON
 
 setup: .venv/.setup-stamp
@@ -10,21 +13,34 @@ setup: .venv/.setup-stamp
 
 # sample, five quick trainings, all notebooks executed in a copy, pages
 report: setup
-	$(PAGES) report
+	@$(PAGES) report
 
-# what CI runs: notebooks and modules in step, every notebook's tests, then pytest
+# what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup
-	$(PAGES) check
-	@$(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS=$(CURDIR)/runs nbdev_test --n_workers 2 --do_print
-	@$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
+	@failed=; $(PAGES) check || failed="$$failed check"; \
+	$(NBDEV_TEST) || failed="$$failed notebooks"; \
+	[ -z "$$failed" ] || echo "failed:$$failed (see above); pytest runs all the same" >&2; \
+	$(PYTEST) && [ -z "$$failed" ]
+
+# modules, notebooks and README in step, and what nbdev makes of the notebooks for the site
+check: setup
+	@$(PAGES) check
+
+# the tests that stand in the notebooks
+notebooks: setup
+	@$(NBDEV_TEST)
+
+# the tests across modules
+pytest: setup
+	@$(PYTEST)
 
 # ourselves beside the peers, in one run
 bench: setup
 	@$(IN_VENV) python benchmarks/run.py
 
-# pages from the notebooks as they are, nothing executed
+# README, and pages from the notebooks as they are, nothing executed
 docs: setup
-	$(PAGES) docs
+	@$(PAGES) docs
 
 # each notebook alone, in an empty folder, as Colab would run it
 colab: setup

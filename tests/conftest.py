@@ -1,6 +1,7 @@
-"""Shared by all tests: the `slow` marker and three fixtures: `sample`, `runs`, `shared`."""
+"""Shared by all tests: the `slow` marker and four fixtures: `sample`, `runs`, `shared`, `browser`."""
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,25 @@ def shared():
     if not (folder/'real-art').is_dir():
         pytest.skip('no ../shared here')
     return folder
+
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
+
+
+def chromium(driver):
+    "Chromium or Chrome, wherever it is: on the path, in its usual places, or the one that playwright brought; None where there is none."
+    usual = ['/opt/google/chrome/chrome', '/usr/lib/chromium/chromium', '/snap/bin/chromium', '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
+    places = [*filter(None, map(shutil.which, BROWSERS)), *usual, driver.chromium.executable_path]
+    return next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "A Chromium that is opened once for all tests of a worker; it needs no root, and no sandbox of its own."
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as driver:
+        program = chromium(driver)
+        if program is None: pytest.skip('no Chromium or Chrome on this machine')
+        opened = driver.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking'])
+        yield opened
+        opened.close()

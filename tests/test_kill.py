@@ -278,12 +278,12 @@ def report(project, log):
         with open(log, 'a') as file: file.write(f'{path.name}\n')
         return execute(path, dest, env)
     pages.execute = noted
-    pages.execute_all(project/'runs', project/'_proc', workers=1)
-    pages.build(project/'_proc/nbs', project/'_site')
+    pages.execute_all(project/'runs', project/'_executed', workers=1)
+    pages.build(pages.process(project/'_executed'), project/'_site')
 
 def pages_of(project):
     "The page builder, working on another project."
-    spec = importlib.util.spec_from_file_location('pages', Path(__file__).parents[1]/'nbs/_pages.py')
+    spec = importlib.util.spec_from_file_location('pages', Path(__file__).parents[1]/'tools/pages.py')
     pages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pages)
     pages.ROOT = project
@@ -296,16 +296,16 @@ def test_report(start, tmp_path):
     here, project = Path(__file__).parents[1], tmp_path/'project'
     for name in ('nbs', 'artinsight', 'results', 'runs'): (project/name).mkdir(parents=True)
     for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(here/name, project)
-    for name in here.glob('nbs/*.css'): shutil.copy(name, project/'nbs')
+    for name in (*here.glob('nbs/*.css'), here/'nbs/links.lua'): shutil.copy(name, project/'nbs')
     names = [f'0{i}_part{i}.ipynb' for i in range(3)]
-    (project/'_quarto.yml').write_text('website:\n  sidebar:\n    contents:\n' + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
+    (project/'_quarto.yml').write_text('website:\n  site-url: https://example.org\n  sidebar:\n    contents:\n' + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
     for name in ['index.ipynb', *names]:
         cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'), nbformat.v4.new_code_cell(f'print({name!r}.upper())', id='b')]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), project/'nbs'/name)
     def site(): return {name: text for name, text in contents(project/'_site').items() if name.endswith('.html')}
     def wipe():
-        for name in ('_proc', '_site'): shutil.rmtree(project/name, ignore_errors=True)
-    def executed(): return json.loads((project/'_proc/keys.json').read_text()) if (project/'_proc/keys.json').exists() else []
+        for name in ('_executed', '_site'): shutil.rmtree(project/name, ignore_errors=True)
+    def executed(): return json.loads((project/'_executed/keys.json').read_text()) if (project/'_executed/keys.json').exists() else []
     run = start(report, project, tmp_path/'log')
     run.join()
     assert run.exitcode == 0

@@ -52,6 +52,10 @@ def test_notebook_form(path):
     notebook = nbformat.read(path, as_version=4)
     first, second = notebook.cells[:2]
     assert re.match(r'# .+\n\n> .+', first.source), 'the title and a summary'
+    if path.stem != 'index':
+        href = f'https://colab.research.google.com/github/artinsight/artinsight/blob/main/nbs/{path.name}'
+        links = yaml.safe_load(first.source.splitlines()[-1])[0]['code-links']
+        assert links == [{'text': 'Run on Colab', 'icon': 'play-circle', 'href': href}], 'a link to Colab in the page that nbdev makes'
     assert second.source == INSTALL, 'the hidden install for Colab'
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
     words = [cell for cell in notebook.cells if cell.cell_type == 'markdown']
@@ -79,7 +83,7 @@ def test_modules_import_only_earlier_ones():
 
 
 def test_nothing_generated_is_committed():
-    generated = re.compile(r'^(_docs|_proc|_site|runs|data|\.venv)/|\.egg-info/|__pycache__|\.(safetensors|npz|pth|pkl|onnx)$')
+    generated = re.compile(r'^(_docs|_proc|_executed|_site|runs|data|\.venv)/|\.egg-info/|__pycache__|\.(safetensors|npz|pth|pkl|onnx)$')
     assert [name for name in tracked() if generated.search(name)] == []
 
 
@@ -101,7 +105,7 @@ def test_readme_lists_every_notebook_with_its_title_and_badge():
 
 def test_index_says_today_what_was_committed(tmp_path):
     "Its results table is made from the records and references that are here now."
-    spec = importlib.util.spec_from_file_location('_pages', ROOT/'nbs/_pages.py')
+    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
     builder = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(builder)
     assert builder.execute(ROOT/'nbs/index.ipynb', tmp_path/'index.ipynb', None) is None
@@ -112,6 +116,7 @@ def test_workflows_run_what_the_readme_names():
     test, deploy = (yaml.safe_load((ROOT/f'.github/workflows/{name}.yml').read_text()) for name in ('test', 'deploy'))
     assert any('.ci/run' in str(step) for step in test['jobs']['test']['steps'])
     assert 'make test' in (ROOT/'.ci/run').read_text() and 'nbdev_test' in (ROOT/'Makefile').read_text()
+    assert (ROOT/'_quarto.yml').read_text().count(settings()['user']) and settings()['readme_nb'] not in [path.name for path in NOTEBOOKS], 'nbdev_docs leaves README.md alone'
     assert any('nbdev_docs' in str(step) for step in deploy['jobs']['site']['steps'])
 
 
@@ -175,3 +180,68 @@ def test_setup_is_done_again_after_an_interruption_or_a_failure(machine):
     assert run().returncode == 0 and (home/'.venv/.setup-stamp').exists()
     assert not (home/'.venv/half-written').exists(), 'begun anew'
     assert os.listdir(home/'.venv/bin') == ['python']
+
+
+@pytest.fixture
+def make(tmp_path):
+    "A project below a path with a space and a dollar sign, whose Python writes down what it is called with, and fails where told to."
+    home = tmp_path/'a b'/'c$d'
+    (home/'.venv/bin').mkdir(parents=True)
+    shutil.copy(ROOT/'Makefile', home)
+    for name in ('settings.ini', 'setup.py'): (home/name).touch()
+    python = home/'.venv/bin/python'
+    python.write_text('''#!/bin/sh
+echo "$ARTINSIGHT_RUNS|$*" >> calls.log
+case "$*" in *"$FAILS"*) status=1 ;; *) status=0 ;; esac
+case "$*" in *pytest*) echo "12 passed in 1.00s" ;; esac
+exit $status
+''')
+    python.chmod(0o755)
+    (home/'.venv/.setup-stamp').touch()
+    def run(*words, fails='nothing'):
+        (home/'calls.log').unlink(missing_ok=True)
+        done = subprocess.run(['make', '-s', *words], cwd=home, env={'PATH': os.environ['PATH'], 'FAILS': fails}, capture_output=True, text=True)
+        return done, [line.split('|', 1) for line in (home/'calls.log').read_text().splitlines()]
+    return home, run
+
+
+@pytest.mark.parametrize('fails', ['pages.py check', 'nbdev_test', 'pytest'])
+def test_make_test_runs_all_parts_whichever_fails(make, fails):
+    "A red notebook hides no result of pytest, whose closing line stays the last of the output."
+    home, run = make
+    done, calls = run('test')
+    assert done.returncode == 0, done.stderr
+    assert [name for _, call in calls for name in ('pages.py check', 'nbdev_test', 'pytest') if name in call] == ['pages.py check', 'nbdev_test', 'pytest']
+    done, calls = run('test', fails=fails)
+    assert done.returncode != 0 and len(calls) == 3
+    assert done.stdout.splitlines()[-1] == '12 passed in 1.00s'
+
+
+def test_make_works_below_a_path_with_a_space_and_a_dollar_sign(make):
+    home, run = make
+    for target, called in {'check': 'tools/pages.py check', 'notebooks': 'nbdev_test', 'pytest': '-m pytest', 'report': 'tools/pages.py report', 'docs': 'tools/pages.py docs'}.items():
+        done, calls = run(target)
+        assert done.returncode == 0 and len(calls) == 1 and called in calls[0][1], (target, done.stderr)
+    _, calls = run('notebooks')
+    assert calls[0][0] == f'{home}/runs'
+
+
+def test_make_test_slow_runs_the_slow_cells_and_tests(make):
+    _, run = make
+    _, calls = run('test', 'SLOW=1')
+    assert '--flags slow' in calls[1][1] and '--slow' in calls[2][1]
+    _, calls = run('test')
+    assert not any('slow' in call for _, call in calls)
+
+
+def test_a_browser_is_found_under_each_of_its_names(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+    from conftest import BROWSERS, chromium
+    driver = SimpleNamespace(chromium=SimpleNamespace(executable_path=str(tmp_path/'playwright-chrome')))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    for name in (*BROWSERS, 'playwright-chrome'):
+        program = tmp_path/name
+        program.touch(0o755)
+        if name in BROWSERS: assert chromium(driver) == str(program)
+        else: assert chromium(driver) is not None
+        program.unlink()
