@@ -30,7 +30,7 @@ from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .data import CLASSES, atomic_write, keep_freed_memory, run_in_processes, sweep, user_path
+from .data import CLASSES, atomic_write, keep_freed_memory, printable, run_in_processes, sweep, user_path
 
 # %% ../nbs/02_loading.ipynb #0a75be82
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM')  # what is read; Pillow knows more, some of them risky
@@ -41,7 +41,7 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFE
 class BadPicture(ValueError):
     "A file that cannot be read as a picture; `reason` says why."
     def __init__(self, path, reason):
-        super().__init__(f'{path}: {reason}')
+        super().__init__(f'{printable(path)}: {reason}')
         self.path, self.reason = path, reason
     def __reduce__(self): return BadPicture, (self.path, self.reason)
 
@@ -56,7 +56,8 @@ BEGINNINGS = {  # how files begin that hold a picture which is not read; the fir
     'an OpenEXR picture': rb'v/1\x01', 'a Radiance picture': rb'#\?R', 'a QOI picture': rb'qoif',
     'a portable map': rb'P(7\n|F\s)'}
 NO_PICTURES = {
-    'a web page': rb'(?i)\W*(<!--.*?-->\s*)*<(!doctype html|html|head|body)', 'an archive': rb'PK\x03\x04|Rar!|7z\xbc\xaf|\x1f\x8b',
+    'a web page': rb'(?i)\W*(<!--.*?-->\s*)*<(!doctype html|html|head|body)',
+    'an archive': rb'PK\x03\x04|Rar!|7z\xbc\xaf|\x1f\x8b',
     'a video': rb'.{4}(ftyp|moov|mdat)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xba\xb3]|FLV',
     "a pointer to Git's large files": rb'version https://git-lfs', "macOS's notes on a file": rb'\0\x05\x16\x07'}
 
@@ -115,8 +116,8 @@ def to_rgb(
     if raw: _fit_transparency(im, raw)
     if im.mode[0] in 'IF' or getattr(im, 'tag_v2', {}).get(339) == (2,): im = _grey(im)
     if im.has_transparency_data:
-        unused_alpha = im.format == 'BMP' and im.mode == 'RGBA' and not im.getchannel('A').getbbox()  # as Windows writes it
-        if unused_alpha: return im.convert('RGB')
+        unused = im.format == 'BMP' and im.mode == 'RGBA' and not im.getchannel('A').getbbox()  # as Windows writes it
+        if unused: return im.convert('RGB')
         im = (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im if im.mode == 'RGB' else im.convert('RGB')  # which would copy it
@@ -378,7 +379,7 @@ def finish(self: Store, done: dict):
     "Tidy the journal, and fill `frame` and `bad`; ValueError where no picture could be read."
     journal = ''.join(json.dumps(done[block]) + '\n' for block in sorted(done)).encode()
     with suppress(OSError): sweep(self.folder)
-    if not self.journal.exists() or self.journal.read_bytes() != journal:  # a whole store may lie on a disk that cannot be written
+    if not self.journal.exists() or self.journal.read_bytes() != journal:  # a whole store may be read-only
         with atomic_write(self.journal) as file: file.write_bytes(journal)
     self.bad = pd.DataFrame([pair for block in sorted(done) for pair in done[block]['bad']], columns=['path', 'reason'])
     good = ~self.all.path.isin(self.bad.path).to_numpy()
@@ -387,6 +388,12 @@ def finish(self: Store, done: dict):
     first = f'{self.bad.path[0]} ({self.bad.reason[0]})' if len(self.bad) else ''
     if not len(self.frame): raise ValueError(f'none of the {self.n} pictures could be read, the first is {first}')
     return self
+
+def _tell_bad(store):
+    "One line about the pictures that are left out."
+    first, more = store.bad[:1].to_numpy().tolist(), ', ...' if len(store.bad) > 1 else ''
+    for path, reason in first:
+        print(f'{len(store.bad)} of {store.n} pictures left out: {printable(path)} ({reason}){more}', file=sys.stderr)
 
 # %% ../nbs/02_loading.ipynb #6b63763e
 def build_stores(
@@ -400,16 +407,15 @@ def build_stores(
     "Decode what is not decoded yet; ValueError without any readable picture, OSError without the space."
     if not len(frame): raise ValueError('no pictures to decode: the table is empty')
     fit_threads()
-    root, folder = user_path(root).resolve(), user_path(folder)
-    name = _digest([str(root), *frame.path])
+    root = user_path(root).resolve()
+    folder, name = user_path(folder), _digest([str(root), *frame.path])
     stores = [Store(folder / f'{size}px-{name}', size, frame) for size in sizes]
     keys = _block_keys(root, list(frame.path))
     content = cache(lambda block: _content(root, frame.path.iloc[block * BLOCK:(block + 1) * BLOCK]))
     done = [store.resume(keys, content) for store in stores]
     _decode_missing(stores, done, root, keys, num_cpus() if workers is None else workers, progress)
     for store, entries in zip(stores, done): store.finish(entries)
-    if progress and len(bad := stores[0].bad):
-        print(f'{len(bad)} of {len(frame)} pictures left out: {bad.path[0]} ({bad.reason[0]})' + ', ...' * (len(bad) > 1), file=sys.stderr)
+    if progress: _tell_bad(stores[0])
     return dict(zip(sizes, stores))
 
 # %% ../nbs/02_loading.ipynb #d23f3607
@@ -605,8 +611,8 @@ def colour_jitter(
     place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours, and are changed in place
     parts = hue_step.bincount(minlength=4).tolist()
     blends = order[order != 3].view(-1, 3)
-    x, *numbers = x.index_select(0, move(place, x.device)), factors.gather(1, blends)[place], blends[place], factors[place, 3]
-    x = x.to(torch.float32, memory_format=torch.contiguous_format)
+    numbers = factors.gather(1, blends)[place], blends[place], factors[place, 3]
+    x = x.index_select(0, move(place, x.device)).to(torch.float32, memory_format=torch.contiguous_format)
     factor, operation, turns = (move(values, x.device) for values in numbers)
     for step, (some, shift) in enumerate(zip(x.split(parts), turns.split(parts))):
         if step: _blend(x, factor[:, step - 1], operation[:, step - 1])
@@ -827,7 +833,7 @@ def pick_precision(
     size: int,  # pixels
     choice: str = 'auto',  # 'auto' or a name from PRECISIONS
 ) -> Precision:
-    "What is fastest on a device without costing accuracy; ValueError for a choice that is unknown, or that the device cannot compute."
+    "What is fastest without costing accuracy; ValueError for what is unknown or the device cannot compute."
     device = torch.device(device)
     if choice == 'fp16 channels_last' and device.type != 'cuda':
         raise ValueError(f'{choice} needs a CUDA GPU, not {device.type}: leave precision at auto, or name another')

@@ -1,5 +1,5 @@
 """What goes wrong on other people's machines: each fault has one clear line, and leaves nothing half-written."""
-import ast, importlib, importlib.util, json, math, os, pickle, shutil, subprocess, sys, tempfile, time
+import ast, importlib, importlib.util, json, math, os, pickle, shutil, signal, subprocess, sys, tempfile, threading, time
 from configparser import ConfigParser
 from contextlib import contextmanager
 from dataclasses import replace
@@ -175,6 +175,108 @@ def test_picture_that_vanished_after_the_store_was_built(tiny, tmp_path, capsys)
     (tiny/frame.path[100]).unlink()
     store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     assert list(store.bad.path) == [frame.path[100]] and 'no such file' in store.bad.reason[0] and '1/1 blocks' in capsys.readouterr().err
+
+def test_names_on_one_line(tiny, tmp_path, capsys):
+    "Line ends and control characters in a bad picture's name are spelled out."
+    (tiny/'test/baroque/a\n\x1b[31mb.jpg').write_bytes(b'none')
+    store = loading.build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1)
+    said = capsys.readouterr().err
+    assert 'left out: test/baroque/a\\n\\x1b[31mb.jpg (not a picture)' in said and '\x1b' not in said
+    with pytest.raises(loading.BadPicture) as caught: loading.decode(f'{tiny}/{store.bad.path[0]}', 32)
+    assert '\n' not in str(caught.value)
+
+# Machines that lack something
+
+NO_MORE = """
+import multiprocessing.popen_fork, os, pathlib, resource, sys, threading
+from artinsight import data, loading
+root, store, uid, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+frame = data.index(root)
+loading.decode(f'{root}/{frame.path[0]}', 32)  # Pillow's modules, which this user may not find later
+if os.geteuid() == 0: os.setgid(uid); os.setuid(uid)
+resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+pictures = loading.build_store(frame, root, 32, store, workers=2)
+loading.FULL_SHUFFLE = 1  # as if the store did not fit in memory: a thread reads ahead
+rows = range(len(pictures))
+dls = loading.dataloaders(pictures, rows[::2], rows[1::4], rows[3::4], loading.AUGMENTATIONS, device='cpu')
+print(sum(len(y) for x, y in dls.valid), sum(x.isfinite().all().item() for x, y in dls.train))
+"""
+
+@pytest.mark.parametrize('limit,told', [(1, '0 of 2 processes could be started'), (2, '1 of 2 processes could be started')])
+def test_no_more_threads_or_processes(tiny, limit, told):
+    "Under the kernel's own limit, as a user without rights: slower, and one line says why."
+    if not hasattr(os, 'fork'): pytest.skip('needs a limit on processes')
+    uid = 61_000 + os.getpid() % 1000 + limit  # a user of whom nothing else runs
+    if not IS_ROOT: pytest.skip('the limit counts all processes of a user: another user is needed')
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        root = shutil.copytree(tiny, Path(place)/'tiny')
+        (store := Path(place)/'store').mkdir()
+        os.chown(store, uid, uid)
+        done = subprocess.run([sys.executable, '-c', NO_MORE, root, store, str(uid), str(limit)], capture_output=True, text=True, timeout=120)
+        n = len(data.index(root))
+        assert (done.returncode, done.stdout.split()) == (0, [str(len(range(1, n, 4))), str(len(range(0, n, 2))//64)]), done.stderr
+        assert told in done.stderr and 'Traceback' not in done.stderr
+
+def test_no_thread_to_read_ahead(monkeypatch):
+    "As the kernel answers: EAGAIN, which Python tells as a RuntimeError. An error of the work itself is passed on as before."
+    def no_thread(*_, **__): raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading, '_start_new_thread', no_thread, raising=False)
+    monkeypatch.setattr(threading, '_start_joinable_thread', no_thread, raising=False)
+    assert list(loading.ahead(lambda i: i*i, range(9))) == [i*i for i in range(9)]
+    with pytest.raises(ZeroDivisionError): list(loading.ahead(lambda i: 1//i, [1, 0]))
+
+def test_no_thread_to_check_a_store(tiny, tmp_path, monkeypatch):
+    frame = data.index(tiny)
+    before = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
+    with open(before.file, 'r+b') as file: file.write(b'spoilt')
+    def no_thread(*_, **__): raise RuntimeError("can't start new thread")
+    threads = torch.get_num_threads()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, '_start_new_thread', no_thread, raising=False)
+            patch.setattr(threading, '_start_joinable_thread', no_thread, raising=False)
+            after = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
+        assert torch.get_num_threads() == 1 or threads == 1
+    finally: torch.set_num_threads(threads)
+    assert (after.pixels()[0].numpy() == loading.decode(tiny/frame.path[0], 32)).all()
+
+def test_a_worker_killed_for_memory(tiny, tmp_path, monkeypatch, capsys):
+    "What the kernel does to the largest process: the store is whole all the same, and one line tells of it."
+    parent, block = os.getpid(), loading._decode_block
+    def killed(root, paths, start, targets):
+        if os.getpid() != parent and start == 0: os.kill(os.getpid(), signal.SIGKILL)
+        return block(root, paths, start, targets)
+    frame = data.index(tiny)
+    monkeypatch.setattr(loading, '_decode_block', killed)
+    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=2)
+    assert 'killed perhaps for lack of memory' in capsys.readouterr().err
+    rows = [0, len(frame) - 1]
+    assert (store.read(rows).permute(0, 2, 3, 1).numpy() == [loading.decode(tiny/frame.path[row], 32) for row in rows]).all()
+
+def test_a_folder_for_stores_that_cannot_be_written(tiny, tmp_path):
+    "A read-only disk, a file in the place of a folder: one line that names another way."
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OSError, match='cannot be written .* name another folder, for instance in ARTINSIGHT_CACHE'):
+        loading.build_store(data.index(tiny), tiny, 32, tmp_path/'file', workers=1)
+    with small_disk(tmp_path/'small', 8, ',ro') as small, pytest.raises(OSError, match='Read-only .* ARTINSIGHT_CACHE'):
+        loading.build_store(data.index(tiny), tiny, 32, small/'stores', workers=1)
+
+def test_a_whole_store_on_a_read_only_disk(tiny, tmp_path):
+    "As a course shares it: nothing is to be written, so nothing is."
+    frame = data.index(tiny)
+    with small_disk(tmp_path/'small', 8) as small:
+        before = loading.build_store(frame, tiny, 32, small, workers=1, progress=False)
+        subprocess.run(['mount', '-o', 'remount,ro', str(small)], check=True)
+        after = loading.build_store(frame, tiny, 32, small, workers=1, progress=False)
+        assert len(after) == len(before) and (after.read([0]) == before.read([0])).all()
+        del before, after  # which hold the disk
+
+def test_a_store_below_home(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    frame = data.index(tiny)
+    store = loading.build_store(frame, '~/tiny', 32, '~/stores', workers=1, progress=False)
+    assert store.folder.parent == tmp_path/'stores' and len(store) == len(frame)
 
 # The store
 
