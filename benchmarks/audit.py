@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from artinsight.baseline import SIMPLE_CNN
-from artinsight.data import (CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint, folder_name, index, parts,
-                             user_path)
+from artinsight.data import (CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint,
+                             folder_name, index, parts, user_path)
 from artinsight.evaluation import evaluate
 from artinsight.sample import painted_sample
 from artinsight.study import build_model

@@ -94,7 +94,7 @@ def keep(row, leave):
     file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
     rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
-    told = {'date': str(datetime.date.today()), 'what': 'every notebook alone in an empty folder, with the versions of Colab',
+    told = {'date': str(datetime.date.today()), 'what': "every notebook alone in an empty folder, with Colab's versions",
             'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
     file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
 
@@ -104,7 +104,8 @@ def chosen(names):
     if not names: return everything
     found = []
     for name in names:
-        some = [Path(name).resolve()] if Path(name).is_file() else [file for file in everything if file.name.startswith(name)]
+        begun = [file for file in everything if file.name.startswith(name)]
+        some = [Path(name).resolve()] if Path(name).is_file() else begun
         if not some: sys.exit(f'colab.py: no notebook {name}')
         found += some
     return found

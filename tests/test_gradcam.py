@@ -238,8 +238,8 @@ def test_inside_a_convnext_block_height_and_width_are_the_spatial_ones(inner):
 
 
 @pytest.mark.parametrize('layer, gives', [('attention', 'tuple'), ('lstm', 'tuple'), ('weigh', r'\(1, 2, 64, 64\)'),
-                                          ('head', r'\(1, 20\)'), ('marks', 'torch.int64'), ('waves', 'torch.complex64'),
-                                          ('attention.out_proj', 'nothing')])
+                                          ('head', r'\(1, 20\)'), ('marks', 'torch.int64'),
+                                          ('waves', 'torch.complex64'), ('attention.out_proj', 'nothing')])
 def test_what_is_no_map_is_refused_by_what_it_is(layer, gives):
     cam = GradCAM(Tuple().eval(), layer)
     with pytest.raises(ValueError, match=f"layer '{layer}' gives {gives} .*: try 'conv'") as e: cam(pictures(1, 64))

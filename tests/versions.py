@@ -1,4 +1,4 @@
-"""The package's quick tests on other versions: development set and newest on Python 3.10 to 3.13, the lowest allowed on 3.10.
+"""The package's quick tests: development set and newest on Python 3.10 to 3.13, the lowest allowed on 3.10.
 
     python tests/versions.py [--python 3.12 ...] [--set development|newest|lowest ...] [TEST...]
 
