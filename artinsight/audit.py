@@ -289,19 +289,23 @@ def shortcuts(
     return table
 
 # %% ../nbs/09_audit.ipynb #74e5e6ca
+def _why(question, names):
+    "Why the files cannot be asked for one of these names."
+    if not names: return f'no {question} here'
+    if len(names) == 1: return f'only one {question} here ({names[0]})'
+    return 'fewer than two of them have five pictures to learn from and five to be tested with'
+
 def not_possible(
     frame: pd.DataFrame,  # rows of an index
     asked: set,  # questions that the probes could be asked
 ) -> dict:  # what -> why
     "The checks that these pictures do not allow."
-    reasons, train = {}, frame[frame.split == 'train']
-    for question, column in {'origin': frame.origin, 'style': frame['style'], 'generator': frame.generator[frame.origin == 'AI']}.items():
-        names = sorted(set(column))
-        if question in asked: continue
-        few = 'fewer than two of them have five pictures to learn from and five to be tested with'
-        reasons[f'Telling {question} by the files'] = few if len(names) > 1 else f'only one {question} here ({names[0]})' if names else 'no AI pictures here'
-    for half in ('train', 'test'):
-        if not (frame.split == half).any(): reasons['Twins across training and test'] = f'no {half} pictures here'
+    made, train = frame[frame.origin == 'AI'], frame[frame.split == 'train']
+    names = {'origin': frame.origin, 'style': frame['style'], 'generator': made.generator}
+    reasons = {f'Telling {question} by the files': _why(question, sorted(set(column)))
+               for question, column in names.items() if question not in asked}
+    for half in {'train', 'test'} - set(frame.split):
+        reasons['Twins across training and test'] = f'no {half} pictures here'
     if train.group.nunique() < 2: reasons['The nearest picture of another group'] = 'only one group in training'
     return reasons
 
@@ -540,7 +544,7 @@ def audit_data(
             'not_possible': not_possible(frame, {row['question'] for row in table}),
             'leak': {'neighbour': neighbour_leak(frame[train], thumbs[train])}}, pairs
 
-# %% ../nbs/09_audit.ipynb #fd155638
+# %% ../nbs/09_audit.ipynb #f79d4bab
 def _validation_leak(valid, train, split_by):
     "How many validation pictures have siblings in training, and what that is worth."
     if valid is None: return dict(split_by=split_by, siblings=None, validation_accuracy=None, validation=None)
@@ -548,6 +552,7 @@ def _validation_leak(valid, train, split_by):
     return {'split_by': split_by, 'siblings': sibling.mean(), 'validation_accuracy': valid.right.mean(),
             'validation': split_score(valid.right, sibling, valid.target, valid.table.group.to_numpy())}
 
+# %% ../nbs/09_audit.ipynb #fd155638
 def audit_model(
     run: Path,  # a run's folder
     model,  # its network, on the device
@@ -597,7 +602,7 @@ def train_again(
     weights: str | None = None,  # see first_weights
     device: str | None = None,
 ):
-    "Train all of a run's `other_trainings` that are not done and that its data allow; an interrupted one goes on where it stopped."
+    "Train what is missing of a run's `other_trainings` and what its data allow; an interrupted one goes on."
     init = first_weights(read_record(run), weights)
     for recipe, rows in other_trainings(run, frame).values():
         try:
@@ -666,18 +671,35 @@ def write_audit(
     except OSError as error: print(f'audit.json could not be written into {run}: {error.strerror}', file=sys.stderr)
 
 # %% ../nbs/09_audit.ipynb #2d236e94
+def _own_ids(run, frame):
+    "The pictures that a run was judged on, and whether all of them stand in this data set."
+    ids = {path for part in ('validation', 'test') for path in load_predictions(run, part)[0]}
+    return ids, bool(frame.path.isin(ids).sum() == len(ids))
+
 def _all_parts(run, model, record, frame, ids, robustness, sample, device):
     "Of the data, and of the run where they are its own: then there is a model."
+    root, data = frame.attrs['root'], frame.attrs['name']
     used = frame[frame.path.isin({*ids, *trained_on(frame, record, ids).path})] if model else frame
-    result, pairs = audit_data(used, frame.attrs['root'], sample)
+    result, pairs = audit_data(used, root, sample)
     if model:
-        train = used[~used.path.isin(ids)]
-        parts = audit_model(run, model, record, frame.attrs['root'], train, pairs, robustness, sample, device)
+        parts = audit_model(run, model, record, root, used[~used.path.isin(ids)], pairs, robustness, sample, device)
         for part, found in parts.items(): result[part] = None if found is None else result.get(part, {}) | found
         result['retrained'] = retrained(run, frame)
-    return {'pictures': len(used), **result}
+    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': data}
+    return {**about_run, 'pictures': len(used), **result}
 
 # %% ../nbs/09_audit.ipynb #425a910c
+def _wrong_request(run, root, own, retrain, keep):
+    "What is to be told before the work."
+    if not retrain: return None
+    if not own: return ValueError(f'the pictures of {run} are not in {root}: it cannot be trained again')
+    return None if keep else OSError(f'{run} cannot take the new runs: copy it to a folder that you may write into')
+
+def _plain(result):
+    "The same in plain Python; what is not a number is None."
+    return loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)
+
+# %% ../nbs/09_audit.ipynb #177f4b79
 def audit(
     run,  # a run's folder
     data=None,  # the data set's folder, or None for $ARTINSIGHT_DATA
@@ -687,19 +709,16 @@ def audit(
     retrain: bool = False,  # do other_trainings first; those that are done count in any case
     weights: str | None = None,  # to retrain with, see first_weights
 ) -> dict:  # what findings and limits read; of the run's own data also written as audit.json in its folder
-    "Everything that speaks against a run's figures; ValueError or FileNotFoundError for what is not a run or a data set."
+    "Everything that speaks against a run's figures; ValueError or OSError for what is no run or no data set."
     if sample < 1: raise ValueError('sample must be one picture or more')
     started, run, chip = time.perf_counter(), user_path(run), find_device(device)
     record, frame = read_record(run), index(data_folder(data))
-    ids = {path for part in ('validation', 'test') for path in load_predictions(run, part)[0]}
-    own = bool(frame.path.isin(ids).sum() == len(ids))
-    if retrain and not own: raise ValueError(f"the pictures of {run} are not in {frame.attrs['root']}: it cannot be trained again")
+    ids, own = _own_ids(run, frame)
     model, keep = (load_model(run).to(chip), can_keep(run)) if own else (None, False)
-    if retrain and not keep: raise OSError(f'{run} cannot take the new runs: copy it to a folder that you may write into')
+    if error := _wrong_request(run, frame.attrs['root'], own, retrain, keep): raise error
     if retrain: train_again(run, frame, weights, device)
-    about_run = {'run': run.name, 'experiment': record['experiment']['name'], 'data': frame.attrs['name'], 'sample': sample, 'own_pictures': own}
-    result = {**about_run, **_all_parts(run, model, record, frame, ids, robustness, sample, chip), 'seconds': time.perf_counter() - started}
-    result = loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)  # plain Python, NaN is None
+    result = _all_parts(run, model, record, frame, ids, robustness, sample, chip)
+    result = _plain({**result, 'sample': sample, 'own_pictures': own, 'seconds': time.perf_counter() - started})
     if keep: write_audit(run, result)
     return result
 
@@ -709,7 +728,8 @@ def shortcut_table(
 ) -> pd.DataFrame:  # question, feature, score, low, high, chance, shortcut, usual, model
     "The probes, with the model's own balanced accuracy beside them."
     columns = ['question', 'feature', 'score', 'low', 'high', 'chance', 'shortcut', 'usual']
-    table = pd.DataFrame(result['shortcuts'], columns=columns).astype({'score': float, 'chance': float, 'shortcut': bool})
+    table = pd.DataFrame(result['shortcuts'], columns=columns)
+    table = table.astype({'score': float, 'chance': float, 'shortcut': bool})
     return table.assign(model=table.question.map(result.get('model') or {}).astype(float))
 
 # %% ../nbs/09_audit.ipynb #7faab223
@@ -843,7 +863,8 @@ def unseen_limits(
     artists, again = result['unseen']['artists'], result['retrained']
     lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
              if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
-    if len(again['makers']) < 2: return lines + [f"Generators it has not seen: not measured, there is {'only one' if again['makers'] else 'none'} here."]
+    here = 'only one' if again['makers'] else 'none'
+    if len(again['makers']) < 2: return lines + [f'Generators it has not seen: not measured, there is {here} here.']
     lines += [f'Generators it has not seen: {unseen_in_words(maker, told)}' for maker, told in again['generators'].items()]
     missing = [maker for maker in again['makers'] if maker not in again['generators']]
     return lines + [f"Generators it has not seen: not measured for {' and '.join(missing)}, since that needs trainings without them (`artinsight_audit --retrain`)."] * bool(missing)

@@ -58,6 +58,7 @@ def right(self: Predictions):
     "Whether the class called is the true one (n,)."
     return self.predicted == self.target
 
+# %% ../nbs/06_evaluation.ipynb #6cee54af
 @patch
 def take(self: Predictions,
     rows,  # positions or a mask (n,)

@@ -35,7 +35,7 @@ def _evaluating(model):
 
 # %% ../nbs/07_gradcam.ipynb #cfe33e01
 def _outputs(model, h, w):
-    "What each layer gives for one blank picture: name -> shape, or a type's name; and the error that ended the pass, or None"
+    "What each layer gives for a blank picture: name -> shape, or a type's name; and the error that ended the pass"
     given = {}
     def note(name):
         def hook(m, _, out):
@@ -65,7 +65,7 @@ def _layout(module, shape, taller, wider):
 def layers(
     model:nn.Module, # Any CNN for (n, 3, h, w) pictures
     size:int|tuple, # Side of the pictures in px, or (height, width)
-)->pd.DataFrame: # layer (dotted name), kind, layout ('nchw', 'nhwc'), channels, height, width; in the order in which layers finish
+)->pd.DataFrame: # layer (dotted name), kind, layout (nchw, nhwc), channels, height, width; as layers finish
     "Every layer that gives a map, with the map's size; `ValueError` if the model cannot take such small pictures"
     h, w = (size, size) if isinstance(size, Integral) else size
     given, error = _outputs(model, h, w)
@@ -81,7 +81,8 @@ def layers(
 def _best(table, size, at_least=4):
     "The last layer of a table with enough cells"
     side = table[['height', 'width']].min(axis=1)
-    if not (side > 1).any(): raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
+    if not (side > 1).any():
+        raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
     return table.layer[side >= min(at_least, side.max())].iloc[-1]
 
 def default_layer(
@@ -162,7 +163,7 @@ class GradCAM:
         if layer is not None and (not layer or layer not in self.modules):
             raise ValueError(f'this model has no layer {layer!r}: try one of {", ".join(n for n,_ in model.named_children())}')
 
-# %% ../nbs/07_gradcam.ipynb #at
+# %% ../nbs/07_gradcam.ipynb #6bc7001d
 @patch
 def _row(self:GradCAM, size):
     "What `layers` says of the layer used for pictures of this size"
@@ -174,10 +175,12 @@ def _row(self:GradCAM, size):
         gives = _outputs(self.model, *size)[0].get(name, 'nothing')
         raise ValueError(f'layer {name!r} gives {gives} and has no map with a height and a width: try {best!r}')
     row = table.set_index('layer', drop=False).loc[name]
-    if row.height * row.width == 1: raise ValueError(f'layer {name!r} has a map of 1x1 at {size[0]}x{size[1]} px: try {best!r}')
+    if row.height * row.width == 1:
+        raise ValueError(f'layer {name!r} has a map of 1x1 at {size[0]}x{size[1]} px: try {best!r}')
     self.checked[size] = row
     return row
 
+# %% ../nbs/07_gradcam.ipynb #at
 @patch
 def at(self:GradCAM,
     size:tuple, # (height, width) of the pictures in px
@@ -223,7 +226,9 @@ def run(self:GradCAM,
         finally: handle.remove()
         answer = score(logits, ask(logits.detach(), target, self.classes), self.classes).sum()
         grad = torch.autograd.grad(answer * 2**10, kept, allow_unused=True)[0] if answer.requires_grad else None
-    if grad is None: raise ValueError(f'layer {row.layer!r} has no part in the answer: try {default_layer(self.model, x.shape[-2:])!r}')
+    if grad is None:
+        best = default_layer(self.model, x.shape[-2:])
+        raise ValueError(f'layer {row.layer!r} has no part in the answer: try {best!r}')
     grad, acts = (t.permute(*map(row.layout.index, 'nchw')) for t in (grad / 2**10, kept[0].detach()))
     return (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu(), logits.detach()
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from artinsight.baseline import SIMPLE_CNN
-from artinsight.data import CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint, folder_name, index, parts, user_path
+from artinsight.data import (CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint,
+                             folder_name, index, parts, user_path)
 from artinsight.evaluation import evaluate
 from artinsight.sample import painted_sample
 from artinsight.study import build_model
@@ -92,5 +93,6 @@ if __name__ == '__main__':
         result = {'date': datetime.date.today().isoformat(), 'command': f'python benchmarks/audit.py --share {asked.share:g}', 'git': git_commit(), 'device': 'cpu',
                   'processor': processor(), 'cores': os.cpu_count(), 'load_before': os.getloadavg()[0], 'versions': {name: version(name) for name in ('torch', 'pillow', 'scikit-learn')},
                   **audit(place/'run', place)}
-    with atomic_write(user_path(asked.out)/f"{result['date']}-audit-cpu.json") as unfinished: unfinished.write_text(json.dumps(result, indent=1))
+    with atomic_write(user_path(asked.out)/f"{result['date']}-audit-cpu.json") as unfinished:
+        unfinished.write_text(json.dumps(result, indent=1))
     json.dump(result, sys.stdout, indent=1)

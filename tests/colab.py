@@ -1,10 +1,10 @@
-"""Run every notebook as Colab would: alone in an empty folder, with Colab's Python and packages, no nbdev, no repository.
+"""Run every notebook as Colab would: alone in an empty folder, with Colab's Python and packages, no repository.
 
     python tests/colab.py [--slow] [NOTEBOOK...]      # a file, or the beginning of its name: 07 11
 
-Builds an environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again, executes
-all cells top to bottom in one kernel with the install cell pointed at a copy of this checkout, and looks whether anything
-that Colab brings was replaced. Cells marked `#| cuda` are left out where there is no GPU, `#| slow` ones without `--slow`.
+Builds an environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again,
+executes all cells in one kernel with the install cell pointed at a copy of this checkout, and looks whether anything
+that Colab brings was replaced. Cells marked `#| cuda` are left out without a GPU, `#| slow` ones without `--slow`.
 The table is kept in benchmarks/results/DATE-colab.json, where notebooks of an earlier call on that day stay.
 
 Colab's versions are those of its runtime of 2026-08-25. Its ipykernel is a fork of 6.17.1 that PyPI does not have:
@@ -18,9 +18,11 @@ HOME = Path(tempfile.gettempdir())/'artinsight-colab'
 PYTHON = HOME/'venv/bin/python'
 VERSION = '3.13'
 # What Colab brings of our world.
-BROUGHT = dict(torch='2.11.0', torchvision='0.26.0', fastai='2.8.8', fastcore='2.2.12', fastprogress='1.1.6', plum_dispatch='2.9.0', numpy='2.1.3',
-               pandas='2.2.3', gradio='6.24.0', kagglehub='1.0.2', accelerate='1.14.0', timm='1.0.28', ipython='7.34.0')
-TOOLS = ['ipykernel<7', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors', 'nbclient', 'nbformat', 'pip', 'setuptools', 'wheel']
+BROUGHT = dict(torch='2.11.0', torchvision='0.26.0', fastai='2.8.8', fastcore='2.2.12', fastprogress='1.1.6',
+               plum_dispatch='2.9.0', numpy='2.1.3', pandas='2.2.3', gradio='6.24.0', kagglehub='1.0.2',
+               accelerate='1.14.0', timm='1.0.28', ipython='7.34.0')
+TOOLS = ['ipykernel<7', 'scikit-learn', 'matplotlib', 'pillow', 'safetensors', 'nbclient', 'nbformat', 'pip',
+         'setuptools', 'wheel']
 
 def uv_program():
     "Where uv is: beside this Python, or on the path."
@@ -46,10 +48,11 @@ def environment():
         done.write_text(' '.join(wanted))
 
 def brought():
-    "Version and date of every package that is there without artinsight and what only it needs: what changes when one is replaced."
-    code = ("import importlib.metadata as m, json, os, sys; print(json.dumps({name: [m.version(name), os.stat(m.distribution(name)._path).st_mtime_ns] "
-            "for name in sys.argv[1:]}))")
-    return json.loads(subprocess.run([PYTHON, '-c', code, *BROUGHT], capture_output=True, text=True, check=True).stdout)
+    "What changes when a package that Colab brings is replaced: its version and the date of its record."
+    code = ("import importlib.metadata as m, json, os, sys; found = map(m.distribution, sys.argv[1:]); "
+            "print(json.dumps([[one.version, os.stat(one._path).st_mtime_ns] for one in found]))")
+    told = subprocess.run([PYTHON, '-c', code, *BROUGHT], capture_output=True, text=True, check=True)
+    return dict(zip(BROUGHT, json.loads(told.stdout)))
 
 def copy_of_checkout(copy):
     "What git has and what is new, copied: installing from it leaves nothing in the checkout."
@@ -91,15 +94,21 @@ def keep(row, leave):
     file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
     rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
-    told = {'date': str(datetime.date.today()), 'what': 'every notebook alone in an empty folder, with the versions of Colab', 'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
+    told = {'date': str(datetime.date.today()), 'what': "every notebook alone in an empty folder, with Colab's versions",
+            'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
     file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
 
 def chosen(names):
     "Notebooks by file or by the beginning of their names; ends with a line for one that is not there."
     everything = sorted((REPO/'nbs').glob('*.ipynb'))
-    found = [file for name in names for file in ([Path(name).resolve()] if Path(name).is_file() else [file for file in everything if file.name.startswith(name)] or
-                                                 sys.exit(f'colab.py: no notebook {name}'))]
-    return found if names else everything
+    if not names: return everything
+    found = []
+    for name in names:
+        begun = [file for file in everything if file.name.startswith(name)]
+        some = [Path(name).resolve()] if Path(name).is_file() else begun
+        if not some: sys.exit(f'colab.py: no notebook {name}')
+        found += some
+    return found
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -115,9 +124,11 @@ def main():
         seconds, said, replaced = run(notebook, copy, leave)
         passed = not said.startswith('FAILED')
         bad += not passed or bool(replaced)
-        keep({'notebook': notebook.name, 'passed': passed, 'replaced': replaced, 'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
+        keep({'notebook': notebook.name, 'passed': passed, 'replaced': replaced,
+              'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
         kept = f'REPLACED {", ".join(replaced)}' if replaced else 'torch and all else kept'
-        print(f"{notebook.name:24} {seconds:6.1f} s  {kept}  {said + ' cells left out' if passed else said}", flush=True)
+        result = f'{said} cells left out' if passed else said
+        print(f'{notebook.name:24} {seconds:6.1f} s  {kept}  {result}', flush=True)
     print('all green' if not bad else f'{bad} failed')
     sys.exit(bool(bad))
 

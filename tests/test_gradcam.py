@@ -216,7 +216,8 @@ def test_channels_last_maps_are_those_of_the_same_layer_channels_first():
     last, first = (GradCAM(model, name)(x, [1, 2], raw=True) for name in ('norm', 'permute'))
     assert last.shape == (2, 4, 4) and last.max() > 0 and torch.allclose(last, first, atol=1e-7)
     table = layers(model, 128).set_index('layer')
-    assert table.loc[['norm', 'permute'], ['layout', 'channels', 'height', 'width']].values.tolist() == [['nhwc', 768, 4, 4], ['nchw', 768, 4, 4]]
+    told = table.loc[['norm', 'permute'], ['layout', 'channels', 'height', 'width']].values.tolist()
+    assert told == [['nhwc', 768, 4, 4], ['nchw', 768, 4, 4]]
     assert GradCAM(model).at((128, 128)) == 'permute'
 
 
@@ -226,7 +227,8 @@ def test_inside_a_convnext_block_height_and_width_are_the_spatial_ones(inner):
     torch.manual_seed(0)
     model, x = zoo.convnext_tiny(weights=None, num_classes=20).eval(), torch.randn(2, 3, 64, 96)
     name = f'features.5.8.block.{inner}'
-    assert layers(model, (64, 96)).set_index('layer').loc[name, ['layout', 'height', 'width']].tolist() == ['nhwc', 4, 6]
+    table = layers(model, (64, 96)).set_index('layer')
+    assert table.loc[name, ['layout', 'height', 'width']].tolist() == ['nhwc', 4, 6]
     got, seen = GradCAM(model, name)(x, 3, raw=True), []
     model.get_submodule(name).register_forward_hook(lambda m, i, out: seen.append(out))
     grad, = torch.autograd.grad(model(x)[:, 3].sum(), seen[0])
@@ -235,15 +237,18 @@ def test_inside_a_convnext_block_height_and_width_are_the_spatial_ones(inner):
     if inner == 5: assert torch.allclose(got, GradCAM(model, 'features.5.8.block.6')(x, 3, raw=True), atol=1e-7)
 
 
-@pytest.mark.parametrize('layer, gives', [('attention', 'tuple'), ('lstm', 'tuple'), ('weigh', r'\(1, 2, 64, 64\)'), ('head', r'\(1, 20\)'),
-                                          ('marks', 'torch.int64'), ('waves', 'torch.complex64'), ('attention.out_proj', 'nothing')])
+@pytest.mark.parametrize('layer, gives', [('attention', 'tuple'), ('lstm', 'tuple'), ('weigh', r'\(1, 2, 64, 64\)'),
+                                          ('head', r'\(1, 20\)'), ('marks', 'torch.int64'),
+                                          ('waves', 'torch.complex64'), ('attention.out_proj', 'nothing')])
 def test_what_is_no_map_is_refused_by_what_it_is(layer, gives):
-    with pytest.raises(ValueError, match=f"layer '{layer}' gives {gives} .*: try 'conv'") as e: GradCAM(Tuple().eval(), layer)(pictures(1, 64))
+    cam = GradCAM(Tuple().eval(), layer)
+    with pytest.raises(ValueError, match=f"layer '{layer}' gives {gives} .*: try 'conv'") as e: cam(pictures(1, 64))
     assert '\n' not in str(e.value)
 
 
 def test_a_layer_without_a_way_to_the_answer_is_refused():
-    with pytest.raises(ValueError, match="'silent' has no part in the answer"): GradCAM(Tuple().eval(), 'silent')(pictures(1, 64))
+    cam = GradCAM(Tuple().eval(), 'silent')
+    with pytest.raises(ValueError, match="'silent' has no part in the answer"): cam(pictures(1, 64))
 
 
 def test_tokens_of_a_vision_transformer_are_refused_and_its_patches_are_not():
@@ -252,31 +257,36 @@ def test_tokens_of_a_vision_transformer_are_refused_and_its_patches_are_not():
     model = zoo.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=20).eval()
     nn.init.normal_(model.heads.head.weight)
     for layer in ('encoder', 'encoder.layers.encoder_layer_1', 'encoder.layers.encoder_layer_0.mlp'):
-        with pytest.raises(ValueError, match=r"gives \(1, 17, 32\) .* try 'conv_proj'"): GradCAM(model, layer)(pictures(1, 64))
+        cam = GradCAM(model, layer)
+        with pytest.raises(ValueError, match=r"gives \(1, 17, 32\) .* try 'conv_proj'"): cam(pictures(1, 64))
     assert layers(model, 64).drop(columns='kind').values.tolist() == [['conv_proj', 'nchw', 32, 4, 4]]
     assert GradCAM(model)(pictures(2, 64), 3).shape == (2, 4, 4)
 
 
 def test_windows_merged_into_the_batch_are_no_maps():
-    "MaxViT cuts maps into windows: (n, windows, tokens, channels) has four axes, and none of them is a side of the picture"
+    "MaxViT cuts maps into windows: (n, windows, tokens, channels) has four axes, and none is a side of the picture"
     class Windows(nn.Module):
         def forward(self, x): return x.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(2, 3).permute(0, 2, 3, 1)
     class Batched(nn.Module):
         def forward(self, x): return x.permute(0, 1, 3, 2).flatten(0, 1).unflatten(1, (-1, 4)).permute(0, 2, 1, 3)
-    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Windows(), Batched(), nn.AdaptiveAvgPool2d(1), nn.Flatten(0), nn.Unflatten(0, (1, -1)), nn.Linear(16, 4))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(0), nn.Unflatten(0, (1, -1)), nn.Linear(16, 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Windows(), Batched(), *head)
     for layer, gives in (('1', r'\(1, 4, 16, 8\)'), ('2', r'\(4, 4, 2, 16\)')):
         with pytest.raises(ValueError, match=f"gives {gives}"): GradCAM(model, layer)(pictures(1, 32))
 
 
 def test_a_layer_that_is_called_twice_shows_its_last_call():
     class Twice(nn.Module):
-        def __init__(self): super().__init__(); torch.manual_seed(0); self.conv, self.head = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(3, 4)
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(3, 4)
         def forward(self, x): return self.head(self.conv(self.conv(x)).relu().mean((2, 3)))
     model, x = Twice().eval(), pictures(2, 32)
     acts = model.conv(model.conv(x))
     grad, = torch.autograd.grad(model.head(acts.relu().mean((2, 3)))[:, 1].sum(), acts)
-    got = GradCAM(model)(x, 1, raw=True)
-    assert got.shape == (2, 8, 8) and torch.allclose(got, (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu(), atol=1e-7)
+    got, expected = GradCAM(model)(x, 1, raw=True), (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu()
+    assert got.shape == (2, 8, 8) and torch.allclose(got, expected, atol=1e-7)
 
 
 def test_the_probe_leaves_the_model_as_found_also_where_it_takes_one_size_only():

@@ -1,4 +1,4 @@
-"""The package's quick tests on Python 3.10 to 3.13: the development set, the newest of everything, and on 3.10 the lowest that settings.ini allows.
+"""The package's quick tests: development set and newest on Python 3.10 to 3.13, the lowest allowed on 3.10.
 
     python tests/versions.py [--python 3.12 ...] [--set development|newest|lowest ...] [TEST...]
 
@@ -39,7 +39,8 @@ def build(version, kind, copy):
     caps.write_text('\n'.join(development()))
     more = {'development': ['-c', caps], 'newest': ['--upgrade'], 'lowest': ['--resolution', 'lowest-direct']}[kind]
     extras = 'data,app,export,distributed' if kind == 'lowest' else 'data,app'
-    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more, f'{copy}[{extras}]', *wanted, *TOOLS)
+    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more,
+        f'{copy}[{extras}]', *wanted, *TOOLS)
     return place/'bin/python'
 
 def test(python, copy, names):
@@ -78,7 +79,7 @@ def main():
     print(f"{'python':8}{'set':13}" + ''.join(f'{name:16}' for name in SHOWN) + 'tests')
     for version in args.python:
         for kind in args.set:
-            if kind == 'lowest' and version != PYTHONS[0] and len(args.set) > 1: continue    # once is enough, on the lowest Python
+            if kind == 'lowest' and version != PYTHONS[0] and len(args.set) > 1: continue    # on the lowest Python only
             begin = time.perf_counter()
             try:
                 python = build(version, kind, copy)
