@@ -610,8 +610,7 @@ def paint(
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
     for folder in counts.folder: parse_folder(folder)
-    if counts.images.max() > MOST:
-        raise ValueError(f'at most {MOST} pictures in a folder, not {counts.images.max()}: names would run out')
+    if counts.images.max() > MOST: raise ValueError(f'at most {MOST} pictures a folder, not {counts.images.max()}')
     dest, total, done = claim(user_path(dest), seed, full), int(counts.images.sum()), 0
     for split, folder in zip(counts.split, counts.folder): (dest / split / folder).mkdir(parents=True, exist_ok=True)
     jobs = {(split, folder, start): (dest, split, folder, range(start, min(start + 16, n)), seed, full)

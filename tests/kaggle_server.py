@@ -29,7 +29,8 @@ CALL = '/api/v1/datasets.DatasetApiService/DownloadDataset'
 STORED = 'http://storage.googleapis.localhost/kaggle-data-sets/5/archive.zip'
 SIGNED = ('X-Goog-Algorithm=GOOG4-RSA-SHA256'
           '&X-Goog-Credential=kaggle%40localhost%2F20260101%2Fauto%2Fstorage%2Fgoog4_request'
-          '&X-Goog-Date=20260101T000000Z&X-Goog-Expires=259200&X-Goog-SignedHeaders=host&X-Goog-Signature=0123456789abcdef')
+          '&X-Goog-Date=20260101T000000Z&X-Goog-Expires=259200'
+          '&X-Goog-SignedHeaders=host&X-Goog-Signature=0123456789abcdef')
 REFUSALS = {403: 'ExpiredToken', 416: 'InvalidRange', 503: 'ServiceUnavailable'}
 
 class Kaggle(ThreadingHTTPServer):
