@@ -1,11 +1,13 @@
-"""Loaders and a training step on a device that this machine lacks: a stand-in that computes on the CPU and is as strict as the real one.
+"""Loading and training on a device that is not here: a stand-in that computes, as strict as the real one.
 
-What it stands for: CUDA and Apple's MPS as PyTorch shows them. How the real thing is known: PyTorch's notes on pinned memory and `non_blocking`,
-its caching host allocator (aten/src/ATen/core/CachingHostAllocator.h, which keeps pinned memory until the copy is done), its device checks
-("Expected all tensors to be on the same device"), and pytorch #139550, where `.to('mps', non_blocking=True)` reads a source that has gone.
-How it was made as awkward: a tensor there has no `numpy()` and no memory that Python sees; an operation on tensors of two devices is an error;
-a copy that need not be waited for is made when its result is first used, and from memory that was not pinned and has gone by then it brings rubbish,
-on CUDA, too, which really is more patient; threads work there as well, so the reading thread stays. Not shown: streams, speed, kernels' rounding.
+What it stands for: CUDA and Apple's MPS as PyTorch shows them. How the real thing is known: PyTorch's notes on pinned
+memory and `non_blocking`, its caching host allocator (aten/src/ATen/core/CachingHostAllocator.h, which keeps pinned
+memory until the copy is done), its device checks ("Expected all tensors to be on the same device"), and pytorch
+#139550, where `.to('mps', non_blocking=True)` reads a source that has gone. How it was made as awkward: a tensor
+there has no `numpy()` and no memory that Python sees; an operation on tensors of two devices is an error; a copy that
+need not be waited for is made when its result is first used, and from memory that was not pinned and has gone by then
+it brings rubbish, on CUDA, too, which really is more patient; threads work there as well, so the reading thread
+stays. Not shown: streams, speed, kernels' rounding.
 """
 import gc, threading, weakref
 from functools import partial
@@ -28,8 +30,10 @@ class Claimed(torch.Tensor):
     "A tensor on the device that is not here: a tensor of this machine that nobody may touch."
     @staticmethod
     def __new__(cls, held, device, source=None):
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device='meta')
-    def __init__(self, held, device, source=None): self.held, self.place, self.source = held, torch.device(device), source
+        layout = held.shape, held.stride(), held.storage_offset()
+        return torch.Tensor._make_wrapper_subclass(cls, *layout, dtype=held.dtype, device='meta')
+    def __init__(self, held, device, source=None):
+        self.held, self.place, self.source = held, torch.device(device), source
     def __repr__(self): return f'{self.now()} on {self.place}'
     device = property(lambda self: self.place)
     is_cuda = property(lambda self: self.place.type == 'cuda')
@@ -56,15 +60,18 @@ def compute(func, args, kwargs):
     copies, kwargs = name in ('aten::_to_copy', 'aten::copy_'), dict(kwargs)
     strangers = [value for value in tensors if not isinstance(value, Claimed) and value.dim()]
     if places and (len(places) > 1 or strangers) and not copies and not name.startswith('aten::index'):
-        raise RuntimeError(f'{name}: Expected all tensors to be on the same device, found {[value.device for value in tensors]}')
+        found = [value.device for value in tensors]
+        raise RuntimeError(f'{name}: Expected all tensors to be on the same device, found {found}')
     place = places.pop() if places and target in (None, torch.device('meta')) else target
     if target is not None: kwargs['device'] = torch.device('cpu')
     if target == torch.device('meta'): target = place  # what PyTorch's C++ takes a claimed tensor for
-    held_args, held_kwargs = tree_map(lambda value: value.now() if isinstance(value, Claimed) else value, (args, kwargs))
+    held_args, held_kwargs = tree_map(lambda value: value.now() if isinstance(value, Claimed) else value, (args,
+        kwargs))
     result = func(*held_args, **held_kwargs)
     if place is None or place.type == 'cpu': return result
     source = None
-    if name == 'aten::_to_copy' and kwargs.get('non_blocking') and not isinstance(args[0], Claimed) and not hasattr(args[0], 'stays'):
+    waits = not kwargs.get('non_blocking') or isinstance(args[0], Claimed) or hasattr(args[0], 'stays')
+    if name == 'aten::_to_copy' and not waits:
         source = weakref.ref(args[0])
         result.view(torch.uint8).fill_(0x5A) if result.dim() else result.fill_(90)
     made = tree_map(lambda value: Claimed(value, place, source) if isinstance(value, torch.Tensor) else value, result)
@@ -114,7 +121,8 @@ def test_it_notices_a_mix_of_devices(device):
 
 def test_it_computes(device):
     there = torch.arange(4.).to('cuda:0')
-    assert (there.device.type, there.is_cuda, (there * 2).sum().item(), (there + there).cpu().tolist()) == ('cuda', True, 12, [0, 2, 4, 6])
+    assert (there.device.type, there.is_cuda, (there * 2).sum().item(), (there + there).cpu().tolist()) == ('cuda',
+        True, 12, [0, 2, 4, 6])
 
 
 @pytest.mark.parametrize('kind', THERE)
@@ -139,10 +147,12 @@ def test_pictures_are_augmented_where_they_lie(device, store, steps, kind):
     assert torch.equal(made.cpu(), normalise(augment_batch(pictures, steps, torch.Generator().manual_seed(0))))
 
 
-def loaders(store, kind): return dataloaders(store, range(150), range(150, 170), range(170, 200), AUGMENTATIONS, device=kind)
+def loaders(store, kind):
+    return dataloaders(store, range(150), range(150, 170), range(170, 200), AUGMENTATIONS, device=kind)
 
 
-@pytest.mark.parametrize('kind,free', [('cuda:0', 2 ** 40), ('cuda:0', 0), ('mps:0', 0)], ids=['kept on the device', 'copied a batch at a time', 'mps'])
+@pytest.mark.parametrize('kind,free', [('cuda:0', 2 ** 40), ('cuda:0', 0), ('mps:0', 0)], ids=['kept on the device',
+    'copied a batch at a time', 'mps'])
 def test_batches_arrive_on_the_device(device, store, monkeypatch, kind, free):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device=None: (free, free))
     dls, here = loaders(store, kind), loaders(store, 'cpu')
@@ -156,15 +166,18 @@ def test_batches_arrive_on_the_device(device, store, monkeypatch, kind, free):
 def trained(store, kind):
     "The weights of a small network after an epoch of a fastai Learner."
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(900, 20))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(900, 20))
     optimiser = partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9)
-    learn = Learner(loaders(store, kind), model.to(kind), loss_func=torch.nn.functional.cross_entropy, opt_func=optimiser, lr=.01)
+    learn = Learner(loaders(store, kind), model.to(kind), loss_func=torch.nn.functional.cross_entropy,
+        opt_func=optimiser, lr=.01)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert {str(p.device) for p in model.parameters()} == {kind}
     return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize('kind,free', [('cuda:0', 2 ** 40), ('cuda:0', 0), ('mps:0', 0)], ids=['kept on the device', 'copied a batch at a time', 'mps'])
+@pytest.mark.parametrize('kind,free', [('cuda:0', 2 ** 40), ('cuda:0', 0), ('mps:0', 0)], ids=['kept on the device',
+    'copied a batch at a time', 'mps'])
 def test_a_training_there_is_a_training_here(device, store, monkeypatch, kind, free):
     "Reading thread, pinned memory, forward, backward and optimiser: bit for bit the CPU's weights."
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device=None: (free, free))
@@ -191,7 +204,7 @@ def test_loaders_of_a_store_share_one_copy(device, store):
 
 
 def test_stores_of_five_runs_leave_the_device(device, frame, tmp_path, monkeypatch):
-    "The next run finds the device empty, though the stores themselves are kept, and though loaders are held in circles, as a learner's are."
+    "The next run finds the device empty, though stores are kept, and loaders held in circles, as a learner's are."
     stores = [build_store(frame[i:i + 64], frame.attrs['root'], 32, tmp_path, progress=False) for i in range(5)]
     left = []
     def ask(device=None):
@@ -211,6 +224,7 @@ def test_stores_of_five_runs_leave_the_device(device, frame, tmp_path, monkeypat
 
 @pytest.mark.parametrize('kind', ['cpu', 'mps', torch.device('cpu')])
 def test_fp16_is_not_recorded_where_it_is_not_computed(kind):
-    with pytest.raises(ValueError, match='fp16 channels_last needs a CUDA GPU'): pick_precision(kind, 224, 'fp16 channels_last')
+    with pytest.raises(ValueError, match='fp16 channels_last needs a CUDA GPU'):
+        pick_precision(kind, 224, 'fp16 channels_last')
     assert pick_precision('cuda', 224, 'fp16 channels_last').dtype == torch.float16
     assert pick_precision(kind, 224, 'bf16 channels_last').dtype == torch.bfloat16

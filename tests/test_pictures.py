@@ -1,7 +1,8 @@
 """What a picture file may hold: each sound file gives its right pixels, each other one a reason that says what it is.
 
-Files are written by Pillow, or byte by byte as their format's specification has it (TIFF 6.0, PNG 1.2, BMP's headers, Netpbm), since no writer at hand
-makes them. All show the same scene: red grows to the right, green downwards, blue to the left; grey ones grow to the right.
+Files are written by Pillow, or byte by byte as their format's specification has it (TIFF 6.0, PNG 1.2, BMP's headers,
+Netpbm), since no writer at hand makes them; what is no picture here, by the first bytes that its specification wants.
+All show the same scene: red grows to the right, green downwards, blue to the left; grey ones grow to the right.
 """
 import io, os, struct, zipfile, zlib
 
@@ -38,7 +39,8 @@ def saved(picture, kind, **options):
 def tiff(pixels, bits, order='<', kind=1, photometric=1, samples=1, planar=1, compress=False, more=()):
     "A TIFF of one strip; `kind` is SampleFormat: 1 unsigned, 2 signed, 3 floating."
     data = zlib.compress(pixels) if compress else pixels
-    tags = {256: [SIDE], 257: [SIDE], 258: [bits] * samples, 259: [8 if compress else 1], 262: [photometric], 273: [8], 277: [samples],
+    tags = {256: [SIDE], 257: [SIDE], 258: [bits] * samples, 259: [8 if compress else 1], 262: [photometric], 273: [8],
+        277: [samples],
             278: [SIDE], 279: [len(data)], 284: [planar], 339: [kind] * samples, **dict(more)}
     at, entries, beyond = 8 + len(data), b'', b''
     after = at + 2 + 12 * len(tags) + 4
@@ -57,7 +59,8 @@ ORDERS = pytest.mark.parametrize('order', '<>')
 
 
 @ORDERS
-@pytest.mark.parametrize('bits,kind,code,top', [(16, 1, 'u2', 65535), (16, 2, 'i2', 32767), (8, 2, 'i1', 127), (32, 2, 'i4', 2 ** 31 - 1),
+@pytest.mark.parametrize('bits,kind,code,top', [(16, 1, 'u2', 65535), (16, 2, 'i2', 32767), (8, 2, 'i1', 127),
+    (32, 2, 'i4', 2 ** 31 - 1),
     (32, 2, 'i4', 65535), (32, 2, 'i4', 255), (32, 3, 'f4', 255), (32, 3, 'f4', 65535)])
 def test_deep_and_signed_tiff(order, bits, kind, code, top):
     shows(tiff(numbers(GREY, top, order + code), bits, order, kind), (GREY * top).round() / top)
@@ -103,7 +106,9 @@ def test_colour_tiff(order):
                more={273: [8 + i * SIDE ** 2 for i in range(3)], 279: [SIDE ** 2] * 3}.items()), SCENE)
 
 
-def test_cielab_tiff(): shows(tiff(np.stack([GREY * 255, GREY * 0, GREY * 0], 2).round().astype(np.uint8).tobytes(), 8, photometric=8, samples=3),
+def test_cielab_tiff():
+    pixels = np.stack([GREY * 255, GREY * 0, GREY * 0], 2).round().astype(np.uint8).tobytes()
+    shows(tiff(pixels, 8, photometric=8, samples=3),
                               np.asarray([lab_grey(level) for level in GREY[0]])[None].repeat(SIDE, 0), 2)
 
 
@@ -114,16 +119,18 @@ def lab_grey(level):
 
 
 def test_what_pillow_misreads_is_refused():
-    "Deep colours in separate planes, and compressed big-endian signed or floating numbers: wrong pixels, without an error."
+    "Deep colours in planes, and compressed big-endian signed or floating numbers: wrong pixels, without an error."
     planes = {273: [8 + i * 2 * SIDE ** 2 for i in range(3)], 279: [2 * SIDE ** 2] * 3}.items()
-    refused(tiff(numbers(SCENE.transpose(2, 0, 1), 65535, '<u2'), 16, photometric=2, samples=3, planar=2, more=planes), 'a kind of TIFF that Pillow misreads')
+    refused(tiff(numbers(SCENE.transpose(2, 0, 1), 65535, '<u2'), 16, photometric=2, samples=3, planar=2, more=planes),
+        'a kind of TIFF that Pillow misreads')
     for code, kind, bits in (('>i2', 2, 16), ('>f4', 3, 32), ('>i4', 2, 32)):
-        refused(tiff(GREY.astype(code).tobytes(), bits, '>', kind, compress=True), 'a kind of TIFF that Pillow misreads')
+        refused(tiff(GREY.astype(code).tobytes(), bits, '>', kind, compress=True),
+            'a kind of TIFF that Pillow misreads')
     shows(tiff(numbers(GREY, 32767, '<i2'), 16, kind=2, compress=True), GREY)
 
 
 def test_previews():
-    "The whole picture, not the small copy that stands before it; a camera's raw file holds nothing else that can be read."
+    "The whole picture, not the small copy that stands before it; of a camera's raw file only the copy can be read."
     small, whole = Image.new('RGB', (8, 8)), PICTURE
     pages = io.BytesIO()
     with AppendingTiffWriter(pages, True) as writer:
@@ -143,7 +150,8 @@ def png(rows, depth, colour, *before, after=()):
     "A PNG of these rows of bytes, with more chunks before and after the pixels."
     head = chunk(b'IHDR', struct.pack('>IIBBBBB', SIDE, SIDE, depth, colour, 0, 0, 0))
     pixels = chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows)))
-    return b'\x89PNG\r\n\x1a\n' + head + b''.join(chunk(*c) for c in before) + pixels + b''.join(chunk(*c) for c in after) + chunk(b'IEND', b'')
+    parts = head, *(chunk(*c) for c in before), pixels, *(chunk(*c) for c in after), chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
 MUCH = zlib.compress(bytes(2 ** 21))
@@ -167,7 +175,8 @@ def test_a_turned_png_with_a_large_profile_is_turned():
     shows(png(np.rot90(BYTES).copy(), 8, 2, TEXTS['profile'], (b'eXIf', exif.tobytes()[6:])), SCENE)
 
 
-def test_a_damaged_png_with_a_large_profile_is_still_damaged(): refused(png(BYTES, 8, 2, TEXTS['profile'])[:-200], 'truncated')
+def test_a_damaged_png_with_a_large_profile_is_still_damaged():
+    refused(png(BYTES, 8, 2, TEXTS['profile'])[:-200], 'truncated')
 
 
 def packed(levels, bits):
@@ -211,11 +220,13 @@ def test_portable_maps():
         kind = 'u1' if top < 256 else '>u2'
         shows(b'P5 64 64 %d\n' % top + numbers(GREY, top, kind), (GREY * top).round() / top)
         shows(b'P6 64 64 %d\n' % top + numbers(SCENE, top, kind), (SCENE * top).round() / top)
-    for scale, kind in (('-1', '<f4'), ('1', '>f4')): shows(f'Pf\n64 64\n{scale}\n'.encode() + GREY.T[::-1].astype(kind).tobytes(), GREY.T)
+    for scale, kind in (('-1', '<f4'), ('1', '>f4')):
+        shows(f'Pf\n64 64\n{scale}\n'.encode() + GREY.T[::-1].astype(kind).tobytes(), GREY.T)
     shows(b'P5 64 64 65535\n' + numbers(GREY / 300, 65535, '>u2'), GREY / 300)  # a dark picture stays dark
 
 
-@pytest.mark.parametrize('alpha,expected', [(0, SCENE), (255, SCENE), (128, (SCENE * 128 + 127) / 255)], ids=['unused', 'opaque', 'half'])
+@pytest.mark.parametrize('alpha,expected', [(0, SCENE), (255, SCENE), (128, (SCENE * 128 + 127) / 255)], ids=['unused',
+    'opaque', 'half'])
 def test_bitmaps_with_alpha(alpha, expected):
     "An alpha channel that is zero everywhere is one that was not used."
     pixels = np.concatenate([BYTES[::-1, :, ::-1], np.full((SIDE, SIDE, 1), alpha, np.uint8)], 2).tobytes()
@@ -226,7 +237,8 @@ def test_bitmaps_with_alpha(alpha, expected):
 
 OTHER = PICTURE.transpose(Image.Transpose.ROTATE_180)
 FIRST = {'gif': saved(PICTURE.convert('L'), 'GIF', save_all=True, append_images=[OTHER.convert('L')]),
-         'webp': saved(PICTURE.convert('L').convert('RGB'), 'WEBP', save_all=True, append_images=[OTHER], lossless=True),
+         'webp': saved(PICTURE.convert('L').convert('RGB'), 'WEBP', save_all=True, append_images=[OTHER],
+         lossless=True),
          'apng': saved(PICTURE.convert('L'), 'PNG', save_all=True, append_images=[OTHER.convert('L')]),
          'tiff': saved(PICTURE.convert('L'), 'TIFF', save_all=True, append_images=[OTHER]),
          'phone': saved(PICTURE.convert('L'), 'MPO', save_all=True, append_images=[OTHER.convert('L')], quality=100)}
@@ -236,12 +248,14 @@ FIRST = {'gif': saved(PICTURE.convert('L'), 'GIF', save_all=True, append_images=
 def test_first_of_several(name): shows(FIRST[name], np.asarray(PICTURE.convert('L')) / 255, 2)
 
 
-@pytest.mark.parametrize('mode', ['LA', 'La', 'P', 'PA', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'I', 'F', 'LAB'])
+@pytest.mark.parametrize('mode', ['LA', 'La', 'P', 'PA', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'I', 'F',
+    'LAB'])
 def test_modes_in_memory(mode):
     "As the app and notebooks hand them over, without a file: the scene in this mode, grey where it has no colour."
     expected = PICTURE.convert('L').convert('RGB') if mode in ('LA', 'La', 'I', 'F') else PICTURE
     made = expected
-    for step in {'La': ['LA'], 'PA': ['P'], 'I': ['L'], 'F': ['L'], 'LA': ['L']}.get(mode, []) + [mode]: made = made.convert(step)
+    first = {'La': ['LA'], 'PA': ['P'], 'I': ['L'], 'F': ['L'], 'LA': ['L']}
+    for step in first.get(mode, []) + [mode]: made = made.convert(step)
     if mode in ('P', 'PA'): expected = made.convert('RGB')
     difference = np.abs(np.asarray(to_rgb(made)).astype(int) - np.asarray(expected))
     assert difference.mean() < 4 if mode == 'LAB' else difference.max() <= {'YCbCr': 3, 'HSV': 9}.get(mode, 1)
@@ -249,7 +263,8 @@ def test_modes_in_memory(mode):
 
 # Files of other kinds
 
-def boxes(brand, *others): return struct.pack('>I4s4sI', 16 + 4 * len(others), b'ftyp', brand, 0) + b''.join(others) + bytes(400)
+def boxes(brand, *others):
+    return struct.pack('>I4s4sI', 16 + 4 * len(others), b'ftyp', brand, 0) + b''.join(others) + bytes(400)
 
 
 def zipped():
@@ -258,11 +273,16 @@ def zipped():
 
 
 NAMED = {
-    'AVIF': boxes(b'avif', b'mif1', b'miaf'), 'AVIF picture': boxes(b'mif1', b'avif'), 'HEIC': boxes(b'heic', b'mif1', b'heic'), 'HEIC picture': boxes(b'mif1', b'heic'),
-    'JPEG XL': b'\xff\x0a' + bytes(99), 'a JPEG XL picture': b'\0\0\0\x0cJXL \r\n\x87\n' + bytes(99), 'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n' + bytes(99),
-    'a JPEG 2000 picture': b'\xff\x4f\xff\x51' + bytes(99), 'JPEG XR': b'II\xbc\x01' + bytes(99), 'raw': b'II*\0\x10\0\0\0CR\2\0' + bytes(99), "camera's raw": boxes(b'crx '),
-    'Photoshop': b'8BPS\0\1' + bytes(99), 'GIMP': b'gimp xcf v011\0', 'SVG': b'<?xml version="1.0"?>\n<!-- Inkscape -->\n<svg width="9">', 'an SVG': b'\xef\xbb\xbf<svg>',
-    'PDF': b'%PDF-1.7\n', 'PostScript': b'%!PS-Adobe', 'icon': b'\0\0\1\0\1\0', 'DDS': b'DDS |', 'OpenEXR': b'v/1\1', 'Radiance': b'#?RADIANCE\n', 'QOI': b'qoif',
+    'AVIF': boxes(b'avif', b'mif1', b'miaf'), 'AVIF picture': boxes(b'mif1', b'avif'), 'HEIC': boxes(b'heic', b'mif1',
+    b'heic'), 'HEIC picture': boxes(b'mif1', b'heic'),
+    'JPEG XL': b'\xff\x0a' + bytes(99), 'a JPEG XL picture': b'\0\0\0\x0cJXL \r\n\x87\n' + bytes(99),
+    'JPEG 2000': b'\0\0\0\x0cjP  \r\n\x87\n' + bytes(99),
+    'a JPEG 2000 picture': b'\xff\x4f\xff\x51' + bytes(99), 'JPEG XR': b'II\xbc\x01' + bytes(99),
+    'raw': b'II*\0\x10\0\0\0CR\2\0' + bytes(99), "camera's raw": boxes(b'crx '),
+    'Photoshop': b'8BPS\0\1' + bytes(99), 'GIMP': b'gimp xcf v011\0',
+    'SVG': b'<?xml version="1.0"?>\n<!-- Inkscape -->\n<svg width="9">', 'an SVG': b'\xef\xbb\xbf<svg>',
+    'PDF': b'%PDF-1.7\n', 'PostScript': b'%!PS-Adobe', 'icon': b'\0\0\1\0\1\0', 'DDS': b'DDS |', 'OpenEXR': b'v/1\1',
+    'Radiance': b'#?RADIANCE\n', 'QOI': b'qoif',
     'portable map': b'P7\nWIDTH 3\n'}
 
 
@@ -270,8 +290,10 @@ NAMED = {
 def test_pictures_of_other_formats_are_named(name): refused(NAMED[name], name, 'convert it to JPEG or PNG')
 
 
-NO_PICTURES = {'a web page': b'\n<!DOCTYPE html>\n<html>404', 'a video': boxes(b'isom', b'mp42'), 'an archive': zipped(), "Git's large files": b'version https://git-lfs.github.com/spec/v1\n',
-               "macOS's notes": b'\0\5\x16\7\0\2\0\0Mac OS X', 'web page': b'<!-- saved from --><HTML><head>', 'video': b'\x1a\x45\xdf\xa3' + bytes(99), 'archive': b'Rar!\x1a\7'}
+NO_PICTURES = {'a web page': b'\n<!DOCTYPE html>\n<html>404', 'a video': boxes(b'isom', b'mp42'),
+'an archive': zipped(), "Git's large files": b'version https://git-lfs.github.com/spec/v1\n',
+               "macOS's notes": b'\0\5\x16\7\0\2\0\0Mac OS X', 'web page': b'<!-- saved from --><HTML><head>',
+               'video': b'\x1a\x45\xdf\xa3' + bytes(99), 'archive': b'Rar!\x1a\7'}
 
 
 @pytest.mark.parametrize('name', NO_PICTURES)
@@ -280,7 +302,8 @@ def test_what_is_no_picture_is_named(name): refused(NO_PICTURES[name], 'not a pi
 
 @pytest.mark.parametrize('kind', ['AVIF', 'JPEG2000', 'ICO', 'PDF', 'DDS'])
 def test_files_of_pillows_own_writers_are_named(kind):
-    if kind == 'AVIF' and not features.check('avif') or kind == 'JPEG2000' and not features.check('jpg_2000'): pytest.skip(f'this Pillow writes no {kind}')
+    needed = {'AVIF': 'avif', 'JPEG2000': 'jpg_2000'}.get(kind)
+    if needed and not features.check(needed): pytest.skip(f'this Pillow writes no {kind}')
     refused(saved(PICTURE, kind), {'ICO': 'icon', 'JPEG2000': 'JPEG 2000'}.get(kind, kind), 'convert it to JPEG or PNG')
 
 
