@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['FIRST_HALF', 'MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST',
-           'VARIANTS', 'imagenet_weights', 'file_weights', 'init_name', 'resnet18']
+           'VARIANTS', 'imagenet_file', 'read_weights', 'find_weights', 'init_name', 'load_trunk', 'resnet18']
 
 # %% ../nbs/05_resnet18.ipynb #795e492f
-import hashlib
+import hashlib, re, textwrap
+from argparse import Namespace
+from collections import Counter
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -15,32 +18,55 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18 as torchvision_resnet18
 
-from .data import CLASSES
+from .data import CLASSES, user_path
 from .training import Experiment
 
 # %% ../nbs/05_resnet18.ipynb #186feaf2
-def imagenet_weights() -> dict:
-    "torchvision's ImageNet weights of ResNet18; OSError with the ways out where they cannot be fetched."
-    try: return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a damaged download is a RuntimeError
-        cache = Path(torch.hub.get_dir()) / 'checkpoints' / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
-        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put the file at {cache}, '
+def imagenet_file() -> Path:
+    "torchvision's file of ImageNet weights in torch's cache, downloaded if need be; OSError with the ways out."
+    published = ResNet18_Weights.IMAGENET1K_V1
+    file = Path(torch.hub.get_dir()) / 'checkpoints' / Path(published.url).name
+    try:
+        if not file.exists(): published.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError, HTTPException) as error:  # a damaged download is a RuntimeError
+        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put the file at {file}, '
                       'or give --weights FILE, or train from scratch with --weights none') from error
+    return file
 
 # %% ../nbs/05_resnet18.ipynb #5d188901
-def file_weights(
-    file,  # .safetensors, or a PyTorch state dict
-) -> dict:
-    "Weights from a file; FileNotFoundError, or ValueError for a file that holds none."
-    file = Path(file).expanduser()
+def read_weights(
+    file: Path,  # .safetensors, or a PyTorch file
+):
+    "What a file of weights holds, in whatever order; FileNotFoundError, or ValueError for a file that cannot be read."
     if not file.is_file(): raise FileNotFoundError(f"no weights file {file}: --weights is 'imagenet', 'none' or a file")
     try:
         if file.suffix == '.safetensors': return load_file(file)
-        weights = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error: raise ValueError(f'{file} is not a file of weights: {type(error).__name__}') from error  # unpickling raises anything
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f'{file} is not a state dict: a flat table of names and tensors is needed')
-    return weights
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's own training script saves its arguments, too
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # unpickling raises anything
+        if foreign := re.search(r'GLOBAL (\S+)', str(error)):
+            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; save model.state_dict()') from error
+        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): delete it and fetch it again') from error
+
+# %% ../nbs/05_resnet18.ipynb #60adde37
+def _tables(value, depth=2):
+    "The tables in what a file holds, outer ones first."
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values() if depth else (): yield from _tables(inner, depth - 1)
+
+def find_weights(
+    held,  # what a file holds, as read_weights returns
+    wanted: list,  # names of entries
+) -> dict:  # names as the wanted ones -> what stands there, and what stands beside them
+    "The table in which most of the wanted entries stand, without what stands before all their names."
+    best, most = {}, 0
+    for table in _tables(held):
+        names = [name for name in table if isinstance(name, str)]
+        before = Counter(name.removesuffix(end) for name in names for end in wanted if name.endswith(end))
+        for start, number in before.most_common(1):
+            if number > most: best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
+    return best
 
 # %% ../nbs/05_resnet18.ipynb #fe540f00
 def init_name(
@@ -48,9 +74,25 @@ def init_name(
 ) -> str:
     "What records and tables call these first weights: a file by its name and sha256."
     if init in ('imagenet', 'none'): return init
-    return f'{Path(init).name} sha256:{hashlib.sha256(Path(init).expanduser().read_bytes()).hexdigest()[:12]}'
+    file = user_path(init)
+    return f'{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}'
 
 # %% ../nbs/05_resnet18.ipynb #bedd366c
+def load_trunk(
+    model: nn.Module,  # torchvision's ResNet18
+    file: Path,  # of weights
+):
+    "Load all but the last layer from a file; ValueError that names the entries that do not fit."
+    head = {name: value for name, value in model.state_dict().items() if name.startswith('fc.')}
+    held = find_weights(read_weights(file), set(model.state_dict()) - set(head))
+    layers = {name for name, _ in model.named_children()} - {'fc'}
+    trunk = {name: value for name, value in held.items() if name.split('.')[0] in layers}
+    try: model.load_state_dict(trunk | head)
+    except RuntimeError as error:
+        wrong = [textwrap.shorten(line, 200, placeholder=' ...') for line in str(error).split('\n\t')[1:]]
+        raise ValueError(f'{file} does not hold the weights of a ResNet18: {" ".join(wrong[:3])}') from error
+
+# %% ../nbs/05_resnet18.ipynb #b5d1d1b3
 def resnet18(
     init: str = 'imagenet',  # 'imagenet', 'none' or a file, see above
     classes: int = len(CLASSES),  # outputs
@@ -58,12 +100,7 @@ def resnet18(
 ) -> nn.Module:  # takes (n, 3, h, w), gives logits (n, classes)
     "ResNet18 with a new head; OSError or ValueError where the weights cannot be had or do not fit."
     model = torchvision_resnet18(num_classes=classes)
-    if init != 'none':
-        weights = imagenet_weights() if init == 'imagenet' else file_weights(init)
-        weights = {name: value for name, value in weights.items() if name not in ('fc.weight', 'fc.bias')}
-        fits = {name: value.shape for name, value in model.state_dict().items() if not name.startswith('fc.')}
-        if {name: value.shape for name, value in weights.items()} != fits: raise ValueError(f'{init} does not hold the weights of a ResNet18')
-        model.load_state_dict(weights, strict=False)
+    if init != 'none': load_trunk(model, imagenet_file() if init == 'imagenet' else user_path(init))
     for name in frozen: model.get_submodule(name).requires_grad_(False)
     return model
 

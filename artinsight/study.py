@@ -8,7 +8,7 @@ __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', '
            'study_runs', 'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #f63a2466
-import json, re, sys, time
+import gc, json, re, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .baseline import SIMPLE_CNN, simple_cnn
-from .data import cache_folder, console, counts_by_class, data_folder, fingerprint, index, parts
+from .data import cache_folder, console, counts_by_class, data_folder, fingerprint, index, parts, user_path
 from .evaluation import Predictions, bootstrap, evaluate, ladder, results_table
 from .loading import build_store, dataloaders, pick_precision
 from .resnet18 import VARIANTS, init_name, resnet18
@@ -75,7 +75,7 @@ def load_model(
     run,  # a run's folder
 ) -> nn.Module:  # in evaluation mode, on the CPU
     "A run's trained model; FileNotFoundError or ValueError where the run is unfinished or its files do not fit."
-    experiment, file = load_experiment(read_record(run)), Path(run) / 'model.safetensors'
+    experiment, file = load_experiment(read_record(run)), user_path(run) / 'model.safetensors'
     if not file.is_file(): raise FileNotFoundError(f'no weights in {run}: model.safetensors is missing')
     try:
         model = build_model(experiment, 'none')
@@ -130,25 +130,24 @@ def describe_data(
     store,  # its pictures
     sha: str,  # the index's fingerprint
 ) -> dict:  # for the record
-    "Which pictures a run saw: name, counts, fingerprint, what was missing, short or damaged."
+    "Which pictures a run saw: name, counts, fingerprint, what was missing, short, damaged or without validation."
     read = {name: part[part.path.isin(set(store.frame.path))] for name, part in three.items()}
-    return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(read), 'index_sha256': sha,
-            'missing': frame.attrs['missing'], 'short': three['train'].attrs.get('short', {}), 'excluded': store.bad.to_dict('records')}
+    unseen = sorted(set(read['train']['class']) - set(read['validation']['class']))
+    return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(read),
+            'index_sha256': sha, 'missing': frame.attrs['missing'], 'short': three['train'].attrs.get('short', {}),
+            'no_validation': unseen, 'excluded': store.bad.to_dict('records')}
 
 # %% ../nbs/08_study.ipynb #ba99a2df
 def make_ready(
     experiment: Experiment,
     frame: pd.DataFrame,  # an index
-    weights: str,  # first weights of a ResNet18
-    device: str | None,  # None: the best one there is
-    precision: str,  # its name
-) -> tuple:  # model, three parts, store, loaders
-    "All that a training needs; ValueError and OSError say what to do."
-    pick_precision(find_device(device), experiment.size, precision)  # an unknown one is told before anything is written
-    model = build_model(experiment, weights)
+    device: str | None = None,  # None: the best one there is
+) -> tuple:  # three parts, store, loaders
+    "The pictures that a training needs; ValueError and OSError say what to do."
+    gc.collect()  # fastai's loaders hold themselves, and what an earlier run kept on the device
     three = parts(frame, experiment.per_style, experiment.validation, experiment.split_by, experiment.seed)
     store = open_store(three, frame.attrs['root'], experiment.size)
-    return model, three, store, loaders_of(experiment, three, store, find_device(device))
+    return three, store, loaders_of(experiment, three, store, find_device(device))
 
 # %% ../nbs/08_study.ipynb #a40c7e55
 def score(run: Path) -> dict:
@@ -166,6 +165,17 @@ def finish(
     (run / 'checkpoint.safetensors').unlink(missing_ok=True)
     return read_record(run)
 
+# %% ../nbs/08_study.ipynb #cb989797
+def _train_run(run, experiment, frame, model, init, sha, device, precision, resume):
+    "Prepare, train, evaluate and record a run whose folder we hold."
+    began = time.perf_counter()
+    three, store, dls = make_ready(experiment, frame, device)
+    old = ['record.json', 'audit.json'] + ([] if resume else ['checkpoint.safetensors'])
+    for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
+    summary = train(experiment, model, dls, run, precision)
+    about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
+    return finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary, **about})
+
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
     experiment: Experiment,
@@ -177,15 +187,14 @@ def run_experiment(
     resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
-    run, began, sha = Path(runs) / experiment.name, time.perf_counter(), fingerprint(frame)
-    init = 'none' if experiment.model == 'simple_cnn' else init_name(weights)
-    if resume and (done := finished(run, experiment, init, sha)): return done
-    model, three, store, dls = make_ready(experiment, frame, weights, device, precision)
+    run, init = user_path(runs) / experiment.name, 'none' if experiment.model == 'simple_cnn' else init_name(weights)
+    told = init, fingerprint(frame)
+    if resume and (done := finished(run, experiment, *told)): return done
+    pick_precision(find_device(device), experiment.size, precision)  # like wrong weights, told before anything is written
+    model = build_model(experiment, weights)
     with run_lock(run):
-        if resume and (done := finished(run, experiment, init, sha)): return done  # another process was faster
-        for old in ('record.json', 'audit.json', *([] if resume else ['checkpoint.safetensors'])): (run / old).unlink(missing_ok=True)  # from here on it is unfinished
-        summary = train(experiment, model, dls, run, precision) | {'seconds': time.perf_counter() - began, 'git': git_commit()}
-        return finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary})
+        done = finished(run, experiment, *told) if resume else None  # another process was faster
+        return done or _train_run(run, experiment, frame, model, *told, device, precision, resume)
 
 # %% ../nbs/08_study.ipynb #0d37b298
 def find_device(
@@ -219,7 +228,7 @@ def study_runs(
     names: list = EXPERIMENTS,  # experiments to train where no run is finished
 ) -> list:  # folders of the finished runs, in the study's order
     "The study's finished runs; where there are none, quick ones are trained on the painted sample, by one process at a time."
-    runs = Path(runs)
+    runs = user_path(runs)
     def there(): return [runs / name for name in EXPERIMENTS if (runs / name / 'record.json').exists()]
     if not there():
         runs.mkdir(parents=True, exist_ok=True)
@@ -273,7 +282,7 @@ def artinsight_reproduce(
 ):
     "Run all five experiments, skip what is done, and print the summary."
     with redirect_stdout(sys.stderr): records = reproduce(data_folder(data), runs, quick, weights, seed, device, resume)
-    show_records(records, json, ladder(runs))
+    show_records(records, json, ladder(user_path(runs)))
 
 # %% ../nbs/08_study.ipynb #c68befc6
 @console
