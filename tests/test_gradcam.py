@@ -294,3 +294,14 @@ def test_the_probe_leaves_the_model_as_found_also_where_it_takes_one_size_only()
     flags, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
     assert layers(model, 8).layer.tolist() == ['0', '1']
     assert state(model) == flags and all(v.equal(weights[k]) for k, v in model.state_dict().items())
+
+
+def test_all_layers_of_a_cnn_for_one_size_have_maps():
+    "As the app's leaner model, whose convolutions over tiny maps are matrices: layers behind them are known"
+    from artinsight.app import for_answers
+    model, x = make('resnet18'), pictures(2, 32)
+    lean = for_answers(model, 32).eval()
+    assert set(layers(model, 32).layer) <= set(layers(lean, 32).layer)
+    assert layers(lean, 32).set_index('layer').loc['layer4', ['layout', 'height', 'width']].tolist() == ['nchw', 1, 1]
+    with pytest.raises(ValueError, match="map of 1x1 at 32x32 px: try 'layer2'"): GradCAM(lean, 'layer4')(x)
+    assert (GradCAM(lean)(x, 1) - GradCAM(model)(x, 1)).abs().max() < 1e-3
