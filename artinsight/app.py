@@ -6,14 +6,12 @@
 __all__ = ['ACCURACY', 'MADE_BY', 'NOT_OURS', 'OWN', 'COLUMNS', 'NAME_BYTES', 'FIGURES', 'LIMITS', 'USE', 'LICENCE', 'HUB_APP',
            'EXPORTS', 'MAX_BYTES', 'MAX_UPLOAD_PIXELS', 'MAX_WORK', 'MAX_FILES', 'CSS', 'NAME_PICTURE', 'FADE', 'MADE',
            'HINT', 'NO_LINK', 'calibration', 'soften', 'Dense', 'for_answers', 'Run', 'load_run', 'list_images',
-           'to_pixels', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words', 'line', 'report_bad',
-           'artinsight_predict', 'free_name', 'explain_files', 'explain_some', 'artinsight_explain', 'warning',
-           'figures_table', 'audit_text', 'recipe_table', 'confidence', 'card_text', 'card', 'write_card', 'Pixels',
-           'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch', 'speed', 'all_probs',
-           'check_export', 'quantize', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export',
-           'open_upload', 'data_uri', 'bar', 'verdict_html', 'overlay_html', 'problem_html', 'Neighbours',
-           'nearest_html', 'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload', 'example_pictures',
-           'own_machine', 'build_app', 'one_picture', 'serve', 'open_page', 'tell_where', 'artinsight_app']
+           'as_batch', 'read_some', 'in_batches', 'verdicts', 'line', 'report_bad', 'artinsight_predict',
+           'explain_files', 'artinsight_explain', 'warning', 'card', 'write_card', 'Pixels', 'need', 'to_onnx',
+           'from_onnx', 'to_torch', 'from_torch', 'check_export', 'to_int8', 'to_hub', 'export_run',
+           'artinsight_export', 'open_upload', 'data_uri', 'verdict_html', 'overlay_html', 'Neighbours', 'nearest_html',
+           'predict_uploads', 'contact_sheet', 'batch_html', 'answer_upload', 'own_machine', 'build_app', 'serve',
+           'artinsight_app']
 
 # %% ../nbs/11_app.ipynb #app-003
 import base64, glob, html, io, logging, math, os, signal, sys, tempfile
@@ -204,7 +202,7 @@ def _from_file(
 OWN = 'an explanation that artinsight made, left out'
 
 # %% ../nbs/11_app.ipynb #app-022b
-def to_pixels(
+def _to_pixels(
     image,  # a path, a PIL picture or a uint8 array (h, w, 3)
     size: int,  # pixels
 ) -> np.ndarray:  # uint8 (size, size, 3)
@@ -218,8 +216,8 @@ def to_pixels(
     return np.asarray(squash(to_rgb(image.copy()), size))
 
 def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
-    "One picture as a batch; BadPicture as `to_pixels`."
-    return torch.tensor(to_pixels(image, size)).permute(2, 0, 1)[None]
+    "One picture as a batch; BadPicture as `_to_pixels`."
+    return torch.tensor(_to_pixels(image, size)).permute(2, 0, 1)[None]
 
 # %% ../nbs/11_app.ipynb #app-023
 def read_some(
@@ -229,7 +227,7 @@ def read_some(
     "Decode a batch."
     pixels, problems = [np.zeros((0, size, size, 3), np.uint8)], []
     for image in images:
-        try: pixels.append(to_pixels(image, size)[None])
+        try: pixels.append(_to_pixels(image, size)[None])
         except BadPicture as bad: problems.append(bad.reason)
         else: problems.append('')
     return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2), problems
@@ -301,14 +299,14 @@ def predict(self: Run,
     return pd.DataFrame([{'path': name, **answer} for name, answer in zip(names, answers)], columns=COLUMNS)
 
 # %% ../nbs/11_app.ipynb #app-030
-def words(name):
+def _words(name):
     return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
 
 def line(
     row,  # of Run.predict
 ) -> str:
     "A prediction in one line."
-    styles = ', '.join(f'{words(style)} {share:.0%}' for style, share in row['styles'].items())
+    styles = ', '.join(f'{_words(style)} {share:.0%}' for style, share in row['styles'].items())
     said = f"{row['class']} {row['probability']:.0%}{' (unsure)' if row['unsure'] else ''}"
     return f"{printable(row['path'])}: {said}; AI {row['AI']:.0%}; {styles}"
 
@@ -348,7 +346,7 @@ def explain(self: Run,
 # %% ../nbs/11_app.ipynb #app-042
 NAME_BYTES = 110  # of a name without number and ending: encrypted folders of Linux take 143
 
-def free_name(
+def _free_name(
     out: Path,  # folder for the two files
     path,  # a picture's
     taken: set,  # names given so far, one spelling for all that a disk may take for the same; gets this one
@@ -375,8 +373,8 @@ def explain_files(
     "Explain picture after picture; ValueError as `Run.explain`, before anything is written."
     run.explain(torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8), target, layer)
     taken, paths, out = set(), list_images(images), _out_folder(out)
-    named = [(path, free_name(out, path, taken)) for path in paths]
-    rows = in_batches(partial(explain_some, run, out, target, layer), named, 32)
+    named = [(path, _free_name(out, path, taken)) for path in paths]
+    rows = in_batches(partial(_explain_some, run, out, target, layer), named, 32)
     return pd.DataFrame([row for some in rows for row in some], columns=['path', 'name', 'problem'])
 
 # %% ../nbs/11_app.ipynb #app-044
@@ -389,7 +387,7 @@ def _write_explanation(out: Path, name: str, path, picture, answer: dict):
     with atomic_write(out / f'{name}.json') as unfinished:
         unfinished.write_text(dumps({'comment': mark, 'path': str(path), **answer}, indent=1))
 
-def explain_some(run: Run, out: Path, target, layer, named: list) -> list:
+def _explain_some(run: Run, out: Path, target, layer, named: list) -> list:
     "Explain one batch of (path, name); see `explain_files`."
     pictures, problems = read_some([path for path, _ in named], SQUASH)
     pictures = [picture.permute(1, 2, 0).numpy() for picture in pictures]
@@ -432,7 +430,7 @@ def warning(
     return '' if record['data']['name'] == 'AI-ArtBench' else f"This model was trained on {record['data']['name']}, not on AI-ArtBench."
 
 # %% ../nbs/11_app.ipynb #app-053
-def figures_table(
+def _figures_table(
     figures: dict,  # of a record's validation or test
 ) -> str:  # Markdown
     "The figures with what they mean; the accuracy with its interval."
@@ -441,7 +439,7 @@ def figures_table(
     return '\n'.join([f"| on {figures['n']:,} test pictures | |", '|---|---|', *rows])
 
 # %% ../nbs/11_app.ipynb #app-053b
-def audit_text(
+def _audit_text(
     run,  # a run's folder
 ) -> str:  # Markdown
     "What the run's audit found, if it had one."
@@ -452,7 +450,7 @@ def audit_text(
     return '\n'.join(["An audit of this run found that it can't be trusted with", '', *(f'- {words}' for words in found)])
 
 # %% ../nbs/11_app.ipynb #app-054
-def recipe_table(
+def _recipe_table(
     record: dict,  # a run record
 ) -> str:  # Markdown
     "How a model was trained."
@@ -463,7 +461,7 @@ def recipe_table(
              'trained on': f"{record.get('environment', {}).get('device', 'unknown')}, {record.get('seconds', 0):,.0f} s"}
     return '\n'.join(['| recipe | |', '|---|---|', *(f'| {name} | {value} |' for name, value in steps.items())])
 
-def confidence(
+def _confidence(
     calibration: dict,  # of a Run
 ) -> str:
     "What the probabilities mean, and when an answer is unsure."
@@ -477,14 +475,14 @@ authenticating art, or for anything that touches somebody's rights or reputation
 LICENCE = "Code and weights: Apache-2.0. The training pictures keep their own licences; see the data set's page."
 
 # %% ../nbs/11_app.ipynb #app-055a
-def card_text(run: Run) -> str:
+def _card_text(run: Run) -> str:
     "What `card` says, or an error that it explains."
     record, told, grouped = run.record, warning(run.record), run.record['experiment']['split_by'] == 'group'
     counts = ', '.join(f"{sum(kinds.values()):,} for {part}" for part, kinds in record['data'].get('counts', {}).items())
     split = 'No artist, and no batch of AI pictures, stands on both sides of the validation split.' if grouped else ''
-    parts = {'How well it does': f"{figures_table(record['test'])}\n\n{confidence(run.calibration)}",
-             'Data': f"{record['data']['name']}: {counts}. {split}", 'Recipe': recipe_table(record), 'Use': USE,
-             'Limits': f'{LIMITS}\n\n{audit_text(run.path)}', 'Licence': LICENCE}
+    parts = {'How well it does': f"{_figures_table(record['test'])}\n\n{_confidence(run.calibration)}",
+             'Data': f"{record['data']['name']}: {counts}. {split}", 'Recipe': _recipe_table(record), 'Use': USE,
+             'Limits': f'{LIMITS}\n\n{_audit_text(run.path)}', 'Licence': LICENCE}
     about = f'Sorts a picture of an artwork into ten styles and two origins, human or AI: {len(CLASSES)} classes.'
     head = f"# {record['experiment']['name']}: art style and origin\n\n{f'> **{told}**' if told else ''}\n\n{about}\n"
     return head + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items()) + f'\n<!-- {MADE_BY} -->\n'
@@ -494,7 +492,7 @@ def card(
     run: Run,
 ) -> str:  # Markdown
     "A model card, from the run's record and audit; ValueError where the record lacks what it tells."
-    try: return card_text(run)
+    try: return _card_text(run)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         why = f'({type(error).__name__}: {error}): train the run again'
         raise ValueError(f'{run.path / "record.json"} lacks what a model card tells {why}') from error
@@ -527,7 +525,7 @@ def need(
     except ImportError as error: raise ImportError(f"{error.name} is missing: pip install 'artinsight[{extra}]'") from error
 
 # %% ../nbs/11_app.ipynb #app-060
-def describe_input(run: Run) -> dict:
+def _describe_input(run: Run) -> dict:
     "What a program must know to use an export; all strings."
     shape = f'uint8 (n, 3, {run.size}, {run.size}), RGB'
     steps = f'squashed to {SQUASH} x {SQUASH}, then to {run.size} x {run.size}, antialiased bilinear'
@@ -548,7 +546,7 @@ def to_onnx(
         program = torch.onnx.export(Pixels(run), (example,), dynamo=True, verbose=False, input_names=['pictures'],
                                     output_names=['probabilities'], dynamic_shapes=({0: torch.export.Dim('n')},))
         model = program.model_proto
-        onnx.helper.set_model_props(model, describe_input(run))
+        onnx.helper.set_model_props(model, _describe_input(run))
         onnx.checker.check_model(model)
         onnx.save(model, unfinished)
 
@@ -570,7 +568,7 @@ def to_torch(
     example = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8)
     program = torch.export.export(Pixels(run), (example,), dynamic_shapes=({0: torch.export.Dim('n')},))
     whole = io.BytesIO()
-    torch.export.save(program, whole, extra_files=describe_input(run))
+    torch.export.save(program, whole, extra_files=_describe_input(run))
     with atomic_write(path) as unfinished: unfinished.write_bytes(whole.getvalue())
 
 def from_torch(path):
@@ -581,7 +579,7 @@ def from_torch(path):
     return probs
 
 # %% ../nbs/11_app.ipynb #app-064
-def speed(
+def _speed(
     answer,  # from pictures to probabilities
     pictures: torch.Tensor,  # uint8 (n, 3, size, size)
 ) -> float:  # pictures a second, the best of six
@@ -589,7 +587,7 @@ def speed(
     return len(pictures) / min(repeat(lambda: answer(pictures), number=1, repeat=6))
 
 # %% ../nbs/11_app.ipynb #app-065
-def all_probs(
+def _all_probs(
     model,  # from pictures to probabilities
     pictures: torch.Tensor,  # uint8 (n, 3, size, size)
 ) -> np.ndarray:  # (n, 20)
@@ -602,14 +600,14 @@ def check_export(
     pictures: torch.Tensor,  # uint8 (n, 3, size, size)
 ) -> dict:  # for the export's record
     "Compare an export with its run: answers and speed."
-    ours, theirs = all_probs(run.probs, pictures), all_probs(export, pictures)
+    ours, theirs = _all_probs(run.probs, pictures), _all_probs(export, pictures)
     batches = {f'batch_{n}': pictures[:n].contiguous() for n in (1, 64)}
     return {'pictures': len(pictures), 'same_top_class': float((ours.argmax(1) == theirs.argmax(1)).mean()), 'largest_difference': float(np.abs(ours - theirs).max()),
-            'threads': torch.get_num_threads(), 'torch_images_per_second': {name: speed(run.probs, some) for name, some in batches.items()},
-            'export_images_per_second': {name: speed(export, some) for name, some in batches.items()}}
+            'threads': torch.get_num_threads(), 'torch_images_per_second': {name: _speed(run.probs, some) for name, some in batches.items()},
+            'export_images_per_second': {name: _speed(export, some) for name, some in batches.items()}}
 
 # %% ../nbs/11_app.ipynb #app-065c
-def quantize(
+def _quantize(
     file: Path,  # an ONNX file
     out: Path,  # file to write
     pictures: torch.Tensor,  # uint8 (n, 3, size, size), to learn ranges from
@@ -624,7 +622,7 @@ def quantize(
     finally: logging.disable(logging.NOTSET)
 
 # %% ../nbs/11_app.ipynb #app-065e
-def read_rows(
+def _read_rows(
     run: Run,
     frame: pd.DataFrame,  # an index
     paths,  # of some of its pictures
@@ -644,12 +642,12 @@ def to_int8(
     ids, targets, _ = load_predictions(run.path, 'validation')
     some, file = np.random.default_rng(0).permutation(len(ids))[:2000], folder / 'model-int8.onnx'
     others = frame[(frame.split == 'train') & ~frame.path.isin(ids)].path
-    quantize(folder / 'model.onnx', file, read_rows(run, frame, others.sample(min(128, len(others)), random_state=0))[0])
-    pictures, problems = read_rows(run, frame, ids[some])
-    right = {name: all_probs(from_onnx(folder / f'{name}.onnx'), pictures).argmax(1) == targets[some][np.array(problems) == ''] for name in ('model', 'model-int8')}
+    _quantize(folder / 'model.onnx', file, _read_rows(run, frame, others.sample(min(128, len(others)), random_state=0))[0])
+    pictures, problems = _read_rows(run, frame, ids[some])
+    right = {name: _all_probs(from_onnx(folder / f'{name}.onnx'), pictures).argmax(1) == targets[some][np.array(problems) == ''] for name in ('model', 'model-int8')}
     lost = float(right['model'].mean() - right['model-int8'].mean())
     found = {'kept': lost < .01, 'lost': lost, 'validation_pictures': len(pictures), 'file': file.name, 'bytes': file.stat().st_size,
-             'images_per_second': speed(from_onnx(file), pictures[:64].contiguous())}
+             'images_per_second': _speed(from_onnx(file), pictures[:64].contiguous())}
     if lost >= .01: file.unlink()
     return found
 
@@ -691,7 +689,7 @@ def _hub_texts(
     pins: dict,  # of _pins
 ) -> dict:  # name -> content
     "What is written anew in a Hub folder; the record carries the calibration, so that predictions need not."
-    recipe, told, home = run.record['experiment'], describe_input(run), metadata.metadata('artinsight')['Home-page']
+    recipe, told, home = run.record['experiment'], _describe_input(run), metadata.metadata('artinsight')['Home-page']
     source, gradio = (f'@{pins["artinsight"]}' if pins['artinsight'] else ''), pins['gradio']
     config = {'comment': MADE_BY, 'architecture': recipe['model'], 'num_classes': len(CLASSES), 'label_names': CLASSES,
               'image_size': run.size, 'id2label': dict(enumerate(CLASSES)), 'input': told['input'], 'output': told['output']}
@@ -722,7 +720,7 @@ EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to
 def _compare(run: Run, file: Path, read, frame: pd.DataFrame) -> dict:
     "What `check_export` finds on 200 test pictures, and what was compared."
     some = frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200]
-    pictures, _ = read_rows(run, frame, some)
+    pictures, _ = _read_rows(run, frame, some)
     return {'file': file.name, 'bytes': file.stat().st_size, 'compared_on': frame.attrs['name'], **check_export(run, read(file), pictures)}
 
 # %% ../nbs/11_app.ipynb #app-067b
@@ -773,7 +771,7 @@ def open_upload(
 ) -> Image.Image:  # RGB, upright, without metadata
     "Open a stranger's picture; BadPicture for what is none or would cost too much."
     path = Path(path)
-    if path.stat().st_size > MAX_BYTES: raise BadPicture(path, f'larger than {MAX_BYTES // 10**6} MB')
+    if path.is_file() and path.stat().st_size > MAX_BYTES: raise BadPicture(path, f'larger than {MAX_BYTES // 10**6} MB')
     try:
         with Image.open(path, formats=FORMATS) as picture: pixels, kind = picture.width * picture.height, picture.format
     except (*PICTURE_ERRORS, Image.DecompressionBombError): return open_picture(path)  # which says what is wrong
@@ -820,18 +818,18 @@ def data_uri(
 MADE = {'AI': 'made by AI', 'human': 'made by a human'}
 HINT = '<div class="art"><p>Choose a picture, paste one, or take a photo.</p></div>'
 
-def bar(share, kind): return f'<div class="bar"><i class="{kind}" style="width:{55 * share:.1f}%"></i>{share:.0%}</div>'
+def _bar(share, kind): return f'<div class="bar"><i class="{kind}" style="width:{55 * share:.1f}%"></i>{share:.0%}</div>'
 
 def verdict_html(
     row: dict,  # of verdicts
     probs: np.ndarray,  # calibrated (20,)
 ) -> str:
     "The verdict in plain words, the origin gauge, the likeliest styles and all 20 classes."
-    name, ai = f"<b>{words(row['style'])}</b>, <b>{MADE[row['origin']]}</b>", row['AI']
+    name, ai = f"<b>{_words(row['style'])}</b>, <b>{MADE[row['origin']]}</b>", row['AI']
     said = f'Not sure. My best guess: {name}' if row['unsure'] else f'This looks like {name}'
-    note = f"My first choice of 20, {words(row['class'])}, gets {row['probability']:.0%}" + (': too little to rely on.' if row['unsure'] else '.')
-    styles = ''.join(f'<tr><th scope="row">{words(style)}</th><td>{bar(share, "style")}</td></tr>' for style, share in row['styles'].items())
-    classes = ''.join(f'<tr><th scope="row">{words(style)}</th><td>{bar(probs[i + 10], "human")}</td><td>{bar(probs[i], "AI")}</td></tr>' for i, style in enumerate(STYLES))
+    note = f"My first choice of 20, {_words(row['class'])}, gets {row['probability']:.0%}" + (': too little to rely on.' if row['unsure'] else '.')
+    styles = ''.join(f'<tr><th scope="row">{_words(style)}</th><td>{_bar(share, "style")}</td></tr>' for style, share in row['styles'].items())
+    classes = ''.join(f'<tr><th scope="row">{_words(style)}</th><td>{_bar(probs[i + 10], "human")}</td><td>{_bar(probs[i], "AI")}</td></tr>' for i, style in enumerate(STYLES))
     return f'''<div class="art{' unsure' if row['unsure'] else ''}" role="status"><h2>{said}</h2><p class="note">{note}</p>
 <div class="gauge" role="meter" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * ai:.0f}" aria-label="Origin: human {1 - ai:.0%}, AI {ai:.0%}"><i style="left:{100 * ai:.1f}%"></i></div>
 <div class="ends"><span>human {1 - ai:.0%}</span><span>AI {ai:.0%}</span></div><table><caption>Likeliest styles</caption>{styles}</table>
@@ -847,13 +845,13 @@ def overlay_html(
     small = picture.copy()
     small.thumbnail((640, 640))
     heat = Image.fromarray(overlay(np.zeros((256, 256, 3), np.uint8), np.array(answer['map']), 1))  # the page stretches it
-    asked = f"{words(answer['asked'])} ({answer['asked_probability']:.0%})"
+    asked = f"{_words(answer['asked'])} ({answer['asked_probability']:.0%})"
     said = f'Nothing in the picture speaks for {asked}.' if answer['empty'] else f"What speaks for {asked}: yellow most, violet least. {'x'.join(map(str, answer['map_size']))} cells."
     alt = said if answer['empty'] else f"{said} Strongest {answer['peak'][0]:.0%} from the left and {answer['peak'][1]:.0%} from the top."
     return f'''<div class="art"><div class="stack" role="img" aria-label="{alt}"><img src="{data_uri(small)}" alt=""><img class="heat" src="{data_uri(heat)}" alt="" style="opacity:{opacity / 100}"></div>
 <div class="scale" aria-hidden="true">least<i></i>most</div><p class="note">{said}</p></div>'''
 
-def problem_html(problem): return f'<div class="art unsure" role="alert"><h2>Sorry</h2><p>{html.escape(problem)}</p></div>'
+def _problem_html(problem): return f'<div class="art unsure" role="alert"><h2>Sorry</h2><p>{html.escape(problem)}</p></div>'
 
 # %% ../nbs/11_app.ipynb #app-086
 @patch
@@ -880,7 +878,7 @@ class Neighbours:
         whole = index(data)
         frame, trained_on = choose(whole, per_style), fingerprint(whole) == run.record['data'].get('index_sha256')
         self.title = 'Training pictures that it finds most alike' if trained_on else f"Pictures of {whole.attrs['name']} that it finds most alike (it was not trained on them)"
-        pixels, problems = read_rows(run, frame, frame.path)
+        pixels, problems = _read_rows(run, frame, frame.path)
         good = frame[np.array(problems) == '']
         self.files, self.classes = [f"{frame.attrs['root']}/{path}" for path in good.path], list(good['class'])
         self.features = np.concatenate([run.features(some) for some in pixels.split(64)])
@@ -904,7 +902,7 @@ def nearest_html(
     def figure(file, kind):
         picture = open_picture(file)
         picture.thumbnail((160, 160))
-        return f'<figure><img src="{data_uri(picture)}" alt="{words(kind)}"><figcaption>{words(kind)}</figcaption></figure>'
+        return f'<figure><img src="{data_uri(picture)}" alt="{_words(kind)}"><figcaption>{_words(kind)}</figcaption></figure>'
     return f'<div class="art"><p><b>{html.escape(title)}</b></p><div class="near">{"".join(figure(*pair) for pair in pairs)}</div></div>'
 
 # %% ../nbs/11_app.ipynb #app-093
@@ -933,7 +931,7 @@ def contact_sheet(
     for i, (row, thumb) in enumerate(zip(rows, thumbs)):
         x, y = 10 + i % across * 130, 10 + i // across * 168
         if thumb: sheet.paste(thumb, (x, y))
-        text = 'not readable' if row['problem'] else f"{words(row['style'])}\n{row['origin']} {max(row['AI'], 1 - row['AI']):.0%}{', unsure' if row['unsure'] else ''}"
+        text = 'not readable' if row['problem'] else f"{_words(row['style'])}\n{row['origin']} {max(row['AI'], 1 - row['AI']):.0%}{', unsure' if row['unsure'] else ''}"
         draw.multiline_text((x, y + 123), text, 'black', font_size=13)
     return sheet
 
@@ -943,7 +941,7 @@ def batch_html(
     files: list,  # uploaded
 ) -> str:
     "A CSV file to download with one row a file, a contact sheet, and what could not be read."
-    if len(files) > MAX_FILES: return problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
+    if len(files) > MAX_FILES: return _problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
     rows, thumbs = predict_uploads(run, files)
     table = pd.DataFrame(rows, columns=COLUMNS).drop(columns='styles')
     table['path'] = ["'" * (name[0] in '=+-@') + name for name in table.path]  # no formula, for spreadsheets
@@ -964,7 +962,7 @@ def answer_upload(
     "All that the page says about one picture; a bad one gets a message."
     if not path: return HINT, '', '', {}
     try: picture = open_upload(path)
-    except BadPicture as bad: return problem_html(f'This file cannot be read: {bad.reason}.'), '', '', {'problem': bad.reason}
+    except BadPicture as bad: return _problem_html(f'This file cannot be read: {bad.reason}.'), '', '', {'problem': bad.reason}
     pixels = as_batch(picture, run.size)
     probs = run.probs(pixels)
     row = verdicts(probs, run.calibration['threshold'])[0]
@@ -973,7 +971,7 @@ def answer_upload(
     return verdict_html(row, probs[0]), overlay_html(picture, answer, opacity), pairs, {**row, 'problem': ''}
 
 # %% ../nbs/11_app.ipynb #app-100
-def example_pictures(
+def _example_pictures(
     data=None,  # data set folder; None: a small painted sample
 ) -> list:  # files
     "Six test pictures to try, of different styles."
@@ -1008,7 +1006,7 @@ def build_app(
         note = f'<p class="note">{html.escape(run.record["experiment"]["name"])}, trained on {name}</p>'
         gr.HTML(f'<div class="art"><h1>Which style, and human or AI?</h1>{note}</div>')
         if warning(run.record): gr.HTML(f'<div class="art banner" role="note">{html.escape(warning(run.record))}</div>')
-        with gr.Tab('One picture'): one_picture(gr, run, near, example_pictures(data))
+        with gr.Tab('One picture'): _one_picture(gr, run, near, _example_pictures(data))
         with gr.Tab('Many'):
             files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}'), gr.HTML()
             files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
@@ -1017,7 +1015,7 @@ def build_app(
     return page
 
 # %% ../nbs/11_app.ipynb #app-102
-def one_picture(gr, run: Run, near, examples: list):
+def _one_picture(gr, run: Run, near, examples: list):
     "The tab for one picture: `near` are `Neighbours` or None, `examples` files."
     with gr.Row():
         with gr.Column():
@@ -1053,7 +1051,7 @@ def serve(
     return page
 
 # %% ../nbs/11_app.ipynb #app-103b
-def open_page(run: Run, data, port, share):  # gradio.Blocks, running
+def _open_page(run: Run, data, port, share):  # gradio.Blocks, running
     "`serve` without Gradio's own words; OSError where the port is taken, or no thread is left."
     try:
         with redirect_stdout(io.StringIO()): return serve(run, data, server_port=port, share=share, prevent_thread_lock=True)
@@ -1067,7 +1065,7 @@ def open_page(run: Run, data, port, share):  # gradio.Blocks, running
 # %% ../nbs/11_app.ipynb #app-103c
 NO_LINK = "No public link: Gradio's servers cannot be reached. The page is open on this machine only."
 
-def tell_where(page, share):  # the page
+def _tell_where(page, share):  # the page
     "Print where a page can be found; on standard error, that a public link could not be had."
     print(page.local_url, *filter(None, [page.share_url]), sep='\n', flush=True)
     if share and not page.share_url: print(NO_LINK, file=sys.stderr)
@@ -1089,4 +1087,4 @@ def artinsight_app(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go, however the page is stopped
     with tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
-        tell_where(open_page(opened, data, port, share), share).block_thread()
+        _tell_where(_open_page(opened, data, port, share), share).block_thread()
