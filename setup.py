@@ -15,6 +15,9 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
     description=cfg['description'], keywords=cfg['keywords'].split(),
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    # nbdev_export leaves a pyproject.toml that promises classifiers: without any, pip would refuse to install.
+    classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
+                 f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     packages=find_packages(include=['artinsight', 'artinsight.*']), include_package_data=True,
     package_data={'artinsight': ['*.csv']},
