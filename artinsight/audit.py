@@ -461,7 +461,8 @@ def effect(
     probs: np.ndarray,  # of the same pictures changed, (n, 20)
 ) -> dict:  # accuracies, drop with interval, origin errors before and after; fractions 0..1, None where there is no such picture
     "What a change of the pictures does to a model at fixed weights and thresholds."
-    after = Predictions(before.target, probs, before.table.path)
+    after = Predictions(before.target, probs)
+    after.table = before.table  # the same groups, also where these are few of a run's pictures
     told, old, new = evaluation.compare(before, after), factored(before), factored(after)
     errors = {name + place: side[name] for place, side in (('_before', old), ('', new)) for name in ('human_called_AI', 'AI_called_human')}
     return {'n': told['n'], 'accuracy_before': told['a'], 'accuracy': told['b'], 'drop': -told['difference'], 'drop_ci95': [-told['high'], -told['low']], **errors}
