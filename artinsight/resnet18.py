@@ -29,8 +29,8 @@ def imagenet_file() -> Path:
     try:
         if not file.exists(): published.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError, HTTPException) as error:  # a damaged download is a RuntimeError
-        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put the '
-                      f'file at {file}, or give --weights FILE, or train from scratch with --weights none') from error
+        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put '
+                      f'the file at {file}, or give --weights FILE, or train from scratch with --weights none') from error
     return file
 
 # %% ../nbs/05_resnet18.ipynb #5d188901
@@ -41,7 +41,7 @@ def read_weights(
     if not file.is_file(): raise FileNotFoundError(f"no weights file {file}: --weights is 'imagenet', 'none' or a file")
     try:
         if file.suffix == '.safetensors': return load_file(file)
-        with torch.serialization.safe_globals([Namespace]):  # torchvision's own training script saves its arguments, too
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's training script saves its arguments
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # unpickling raises anything
         if foreign := re.search(r'GLOBAL (\S+)', str(error)):
