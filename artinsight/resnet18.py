@@ -29,8 +29,8 @@ def imagenet_file() -> Path:
     try:
         if not file.exists(): published.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError, HTTPException) as error:  # a damaged download is a RuntimeError
-        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put the file at {file}, '
-                      'or give --weights FILE, or train from scratch with --weights none') from error
+        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put '
+                      f'the file at {file}, or give --weights FILE, or train from scratch with --weights none') from error
     return file
 
 # %% ../nbs/05_resnet18.ipynb #5d188901
@@ -41,12 +41,14 @@ def read_weights(
     if not file.is_file(): raise FileNotFoundError(f"no weights file {file}: --weights is 'imagenet', 'none' or a file")
     try:
         if file.suffix == '.safetensors': return load_file(file)
-        with torch.serialization.safe_globals([Namespace]):  # torchvision's own training script saves its arguments, too
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's training script saves its arguments
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # unpickling raises anything
         if foreign := re.search(r'GLOBAL (\S+)', str(error)):
-            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; save model.state_dict()') from error
-        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): delete it and fetch it again') from error
+            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; '
+                             'save model.state_dict()') from error
+        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): '
+                         'delete it and fetch it again') from error
 
 # %% ../nbs/05_resnet18.ipynb #60adde37
 def _tables(value, depth=2):
@@ -65,7 +67,8 @@ def find_weights(
         names = [name for name in table if isinstance(name, str)]
         before = Counter(name.removesuffix(end) for name in names for end in wanted if name.endswith(end))
         for start, number in before.most_common(1):
-            if number > most: best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
+            if number <= most: continue
+            best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
     return best
 
 # %% ../nbs/05_resnet18.ipynb #fe540f00

@@ -190,7 +190,7 @@ def run_experiment(
     run, init = user_path(runs) / experiment.name, 'none' if experiment.model == 'simple_cnn' else init_name(weights)
     told = init, fingerprint(frame)
     if resume and (done := finished(run, experiment, *told)): return done
-    pick_precision(find_device(device), experiment.size, precision)  # like wrong weights, told before anything is written
+    pick_precision(find_device(device), experiment.size, precision)  # told before anything is written
     model = build_model(experiment, weights)
     with run_lock(run):
         done = finished(run, experiment, *told) if resume else None  # another process was faster
