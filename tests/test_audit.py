@@ -226,7 +226,7 @@ def test_real_pictures_on_the_console(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     console(monkeypatch, tmp_path / 'simple_cnn', '--data', REAL, '--no-robustness', '--sample', 200)
     said = capsys.readouterr().out
-    assert 'Native size alone tells origin (human 256, AI 504): balanced accuracy 100 %' in said
+    assert 'Native size alone tells origin (human mixed, AI 504): balanced accuracy 100 %' in said
     assert 'twins' not in said
     assert "What this model can't be trusted with" in said
     assert 'Damaged pictures' in said  # not measured, and said so
