@@ -216,7 +216,7 @@ def _to_pixels(
     return np.asarray(squash(to_rgb(image.copy()), size))
 
 def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
-    "One picture as a batch; BadPicture as `_to_pixels`."
+    "One picture as a batch; BadPicture as for any picture."
     return torch.tensor(_to_pixels(image, size)).permute(2, 0, 1)[None]
 
 # %% ../nbs/11_app.ipynb #app-023
