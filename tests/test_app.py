@@ -26,12 +26,12 @@ import torch
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, batch_html, build_app, card, check_export, export_run, from_onnx, load_run, open_upload,
+from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, batch_html, build_app, card, check_export, export_run, from_onnx, load_run, open_upload, own_machine, predict_uploads,
                             read_some, serve, to_hub, to_int8, to_onnx, write_card)
 from artinsight.data import index
 from artinsight.loading import BadPicture
 
-CHROMIUM = '/usr/bin/chromium'
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'))), None)
 
 
 @pytest.fixture(scope='module')
@@ -57,11 +57,11 @@ def serving(*command):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, 'GRADIO_SERVER_PORT': str(port)})
-    address = f'http://127.0.0.1:{port}/'
+    address, direct = f'http://127.0.0.1:{port}/', urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         for _ in range(600):
             if process.poll() is not None: pytest.fail(process.stderr.read())
-            try: urllib.request.urlopen(address, timeout=5).read(); break
+            try: direct.open(address, timeout=5).read(); break
             except OSError: time.sleep(.2)
         yield address, process
     finally:
@@ -73,7 +73,7 @@ def serving(*command):
 def visitor(address):
     "What asks as a browser does: send a file, wait in the queue, take the answer."
     httpx = pytest.importorskip('httpx', reason='comes with gradio')
-    with httpx.Client(base_url=address, timeout=120) as client: yield client
+    with httpx.Client(base_url=address, timeout=120, trust_env=False) as client: yield client
 
 
 def send(client, path):
@@ -83,8 +83,8 @@ def send(client, path):
 
 
 def join(client, image):
-    "Queue up with a question: its number. A client is one session, as a visitor's page is."
-    question = {'data': [image, 'class', 50], 'session_hash': str(id(client))}
+    "Queue up with a question: its number. Without a session's name, which Gradio before 6.24 loses."
+    question = {'data': [image, 'class', 50]}
     return client.post('gradio_api/call/ask', json=question).raise_for_status().json()['event_id']
 
 
@@ -104,7 +104,7 @@ def address(runs):
 @pytest.fixture(scope='module')
 def browser():
     playwright = pytest.importorskip('playwright.sync_api', reason='the browser tests need playwright')
-    if not os.path.exists(CHROMIUM): pytest.skip(f'no {CHROMIUM}')
+    if not CHROMIUM: pytest.skip('no Chromium and no Chrome on the path')
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         yield browser
@@ -138,6 +138,7 @@ def test_a_visitor_asks_about_a_picture(browser, address, real, tmp_path_factory
         assert 'made by' in said and page.locator('[role=meter]').get_attribute('aria-label').startswith('Origin: human')
         assert page.locator('.art table').nth(1).locator('.bar').count() == 20 and page.locator('.near figure').count() == 4
         assert page.evaluate('document.documentElement.scrollWidth') <= width
+        page.locator('#picture img[alt="The picture you chose"]').wait_for(timeout=10_000)
         assert not page.evaluate("[...document.querySelectorAll('img')].filter(o => !o.hasAttribute('alt')).length")
         page.screenshot(path=str(shot := tmp_path_factory.getbasetemp()/f'page-{width}.png'), full_page=True)
         print(shot)
@@ -248,6 +249,63 @@ def test_no_metadata_of_an_upload_is_shown(run, tmp_path):
     files = [base64.b64decode(data) for data in re.findall('base64,([^"]*)"', ''.join(shown))]
     assert len(files) == 4  # picture, heat map, table, contact sheet
     assert not any(word in data for data in files for word in (b'Exif', b'secret')) and 'secret' not in ''.join(shown)
+
+
+def test_a_page_opens_beside_proxies(runs, pictures, monkeypatch):
+    "Proxies that nobody answers for, of the kinds that desktops and campus networks set; httpx can't even be imported beside the first"
+    for name, proxy in {'ALL_PROXY': 'socks://127.0.0.1:9/', 'HTTP_PROXY': 'http://127.0.0.1:9', 'https_proxy': 'socks5://127.0.0.1:9'}.items(): monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv('NO_PROXY', 'example.org')
+    monkeypatch.delenv('no_proxy', raising=False)
+    with serving('artinsight_app', runs/'simple_cnn') as (address, _):
+        with visitor(address) as client: assert ask(client, pictures[0])[3]['problem'] == ''
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_proxies_are_back_afterwards(monkeypatch, share):
+    import httpx
+    monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:9')
+    monkeypatch.setenv('NO_PROXY', 'example.org')
+    monkeypatch.delenv('no_proxy', raising=False)
+    before = dict(os.environ)
+    with own_machine(share):
+        with httpx.Client() as client: kinds = [client._transport_for_url(httpx.URL(url)) is client._transport for url in ('http://localhost:7860', 'http://127.0.0.1:7860', 'http://example.org', 'http://gradio.app')]
+    assert kinds == [True, True, True, not share] and dict(os.environ) == before
+
+
+def test_a_page_without_threads_is_one_line(runs, monkeypatch, capsys):
+    "A stand-in for a machine that grants no more: the same RuntimeError, from the same call, as CPython's (3.11, Modules/_threadmodule.c)"
+    pytest.importorskip('gradio', reason='the page needs gradio')
+    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+    for module, name in ((signal, 'signal'), (torch, 'set_num_threads')): monkeypatch.setattr(module, name, lambda *_: None)
+    run = load_run(runs/'simple_cnn')
+    monkeypatch.setattr(app, 'load_run', lambda *_: run)
+    def none_left(thread): raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, 'start', none_left)
+    monkeypatch.setattr(sys, 'argv', ['artinsight_app', str(runs/'simple_cnn')])
+    with pytest.raises(SystemExit) as end: artinsight_app()
+    assert end.value.code == 2 and 'no more threads' in capsys.readouterr().err.splitlines()[-1]
+    rows, thumbs = predict_uploads(run, [str(runs/'nothing.png')] * 3)
+    assert len(rows) == 3
+
+
+def test_every_gradio_6_can_lay_the_page_out(run, monkeypatch):
+    """A stand-in for gradio 6.0.0 (PyPI, November 2025): its components and launch take fewer arguments than today's.
+
+    The lists are what `inspect.signature` gave for the real one, so a newer argument fails here as it does there."""
+    gradio = pytest.importorskip('gradio', reason='the page needs gradio')
+    old = json.loads((Path(__file__).parent/'gradio-6.0.0.json').read_text())
+    def strict(kind, method):
+        whole = getattr(kind, method)
+        def call(self, *args, **given):
+            newer = set(given) - set(old[f'{kind.__name__}.{method}'])
+            assert not newer, f'{kind.__name__} of gradio 6.0.0 does not know {newer}'
+            return None if method == 'launch' else whole(self, *args, **given)
+        monkeypatch.setattr(kind, method, call)
+    for kind in (gradio.Image, gradio.Slider, gradio.HTML, gradio.Markdown, gradio.File, gradio.Radio, gradio.JSON, gradio.Tab, gradio.Blocks): strict(kind, '__init__')
+    strict(gradio.Blocks, 'launch')
+    strict(gradio.Blocks, 'queue')
+    with pytest.raises(AssertionError, match='alt_text'): gradio.Image(alt_text='as it was')
+    serve(run)
 
 
 @pytest.mark.slow
