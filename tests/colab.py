@@ -94,7 +94,8 @@ def keep(row, leave):
     file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
     rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
-    told = {'date': str(datetime.date.today()), 'what': "every notebook alone in an empty folder, with Colab's versions",
+    told = {'date': str(datetime.date.today()),
+            'what': "every notebook alone in an empty folder, with Colab's versions",
             'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
     file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
 
