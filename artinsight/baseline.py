@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SIMPLE_CNN', 'simple_cnn', 'layer_table']
 
-# %% ../nbs/04_baseline.ipynb #133b7086
+# %% ../nbs/04_baseline.ipynb #a8edc156
 from functools import partial
 
 import pandas as pd, torch
 from torch import nn
 
+# %% ../nbs/04_baseline.ipynb #19f42475
 from .training import Experiment
 
 # %% ../nbs/04_baseline.ipynb #235ad7c2

@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'ORIGINS', 'SPLITS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'AI_NAME', 'ARTIST_SLUG', 'YEAR',
-           'COLUMNS', 'PICTURE_ENDINGS', 'SYSTEM_NAMES', 'ARCHIVES', 'HELD_OUT', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES',
-           'folder_name', 'parse_folder', 'artist', 'parse_name', 'describe', 'user_path', 'printable', 'is_hidden',
-           'scan_folder', 'tell_others', 'picture_files', 'subfolders', 'halves', 'find_root', 'list_pictures',
-           'folder_sizes', 'data_name', 'index', 'choose', 'grouped_tenth', 'split_validation', 'parts',
-           'counts_by_class', 'fingerprint', 'discard', 'atomic_write', 'is_running', 'sweep', 'keep_freed_memory',
-           'run_in_processes', 'cache_folder', 'script_parser', 'console', 'data_folder', 'count_folders',
-           'check_counts', 'check_space', 'strict_ranges', 'kaggle_errors', 'download', 'artinsight_download']
+           'COLUMNS', 'ARCHIVES', 'HELD_OUT', 'PAINTED_MARK', 'HANDLE', 'ZIP_BYTES', 'folder_name', 'parse_folder',
+           'artist', 'parse_name', 'describe', 'subfolders', 'halves', 'find_root', 'list_pictures', 'folder_sizes',
+           'data_name', 'index', 'choose', 'grouped_tenth', 'split_validation', 'parts', 'counts_by_class',
+           'fingerprint', 'data_folder', 'count_folders', 'check_counts', 'download', 'artinsight_download']
 
-# %% ../nbs/00_data.ipynb #a322aedd
-import ctypes, errno, functools, hashlib, multiprocessing, os, re, shutil, signal, sys, zipfile, zlib
+# %% ../nbs/00_data.ipynb #8f55cb98
+import hashlib, os, re, sys
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import resources
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from fastcore.script import anno_parser
+
+# %% ../nbs/00_data.ipynb #c36f01df
+from .engine.files import user_path
+from .engine.console import console
+from .engine.download import fetch
+from .engine.pictures import is_hidden, scan_folder, tell_others
 
 # %% ../nbs/00_data.ipynb #3be56187
 STYLES = ('art_nouveau', 'baroque', 'expressionism', 'impressionism', 'post_impressionism',
@@ -97,73 +97,6 @@ def describe(
     spans = (size > .9 * frame.groupby(folder).path.transform('size')) & (size > 5)  # of five, validation takes none
     frame.loc[spans, 'group'] = frame.path[spans]
     return frame
-
-# %% ../nbs/00_data.ipynb #69f45a29
-def user_path(
-    path,  # a path as a user gave it: text or Path
-) -> Path:  # with ~ spelled out
-    "The one way from what a user typed to a path; FileNotFoundError where there is no home folder."
-    path = os.path.expanduser(path)
-    if str(path).partition('/')[0] == '~':
-        raise FileNotFoundError(f'no home folder for {path}: name a full path (for the cache: ARTINSIGHT_CACHE)')
-    return Path(path)
-
-def printable(
-    name,  # a file's name or path, as odd as it may be
-) -> str:  # on one line, for any console that can print ASCII or its own letters
-    "The name with line ends, control characters and bytes that are no text spelled out, as in \\n."
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-# %% ../nbs/00_data.ipynb #72ff78d8
-PICTURE_ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.webp', '.bmp', '.tif', '.tiff',
-                   '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.avif', '.heic', '.heif', '.jxl', '.jp2', '.j2k', '.jpx')
-SYSTEM_NAMES = ('__macosx', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'lost+found')
-
-def is_hidden(
-    name: str,  # of a file or folder, without its path
-) -> bool:
-    "Whether a name is hidden, or an operating system's own."
-    return name.startswith('.') or name.lower() in SYSTEM_NAMES
-
-def _is_special(path):
-    "Whether opening it may wait for ever, as with a pipe, a socket, a device."
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-# %% ../nbs/00_data.ipynb #a2e7562e
-def scan_folder(
-    folder,  # a folder
-) -> tuple:  # (pictures, others): relative paths, each sorted
-    "All that is below a folder, told apart by endings; nothing hidden, and links to folders are not followed."
-    pictures, others, waiting = [], [], ['']
-    while waiting:
-        inside = waiting.pop()
-        for entry in os.scandir(os.path.join(folder, inside)):
-            if is_hidden(entry.name): continue
-            path, ending = inside + entry.name, entry.name.lower().endswith(PICTURE_ENDINGS)
-            plain, below = entry.is_file(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
-            if below: waiting.append(path + '/')
-            if ending and (plain or not _is_special(entry.path)): pictures.append(path)
-            elif not below: others.append(path)
-    return sorted(pictures), sorted(others)
-
-# %% ../nbs/00_data.ipynb #5466e779
-def tell_others(
-    folder,  # where they are
-    others: list,  # relative paths
-):
-    "One line on standard error about files that are not read."
-    if not others: return
-    named = ', '.join(map(printable, others[:3])) + ', ...' * (len(others) > 3)
-    print(f'{printable(folder)}: {len(others)} without the ending of a picture, not read: {named}', file=sys.stderr)
-
-def picture_files(
-    folder,  # a folder
-) -> list:  # of Path, sorted
-    "The pictures below a folder, by their endings; nothing hidden; other files are named on standard error."
-    folder = user_path(folder)
-    pictures, others = scan_folder(folder)
-    tell_others(folder, others)
-    return [folder / path for path in pictures]
 
 # %% ../nbs/00_data.ipynb #ca1ac59a
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.zst', '.7z', '.rar')
@@ -362,201 +295,6 @@ def fingerprint(
     lines = (f'{path}|{os.stat(os.path.join(root, path)).st_size}' for path in sorted(frame.path))
     return hashlib.sha256('\n'.join(lines).encode('utf8', 'surrogateescape')).hexdigest()
 
-# %% ../nbs/00_data.ipynb #b9e6bf82
-def discard(
-    path: Path,  # a file or a folder, or nothing
-):
-    "Remove it, whatever it is."
-    if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
-    else: path.unlink(missing_ok=True)
-
-@contextmanager
-def atomic_write(
-    path,  # where the file or folder shall stand
-):
-    "Give a temporary path beside `path`, whose name is short; rename it to `path` at the end, remove it on an error."
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name[:20]}.{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally: discard(temporary)
-
-# %% ../nbs/00_data.ipynb #b9e6bf83
-def is_running(
-    process: int,  # its number
-) -> bool:  # where one cannot tell: True
-    "Whether a process is alive on this machine."
-    if os.name != 'posix': return True
-    try: os.kill(process, 0)
-    except ProcessLookupError: return False
-    except (OSError, OverflowError): return True
-    return True
-
-def sweep(
-    folder: Path,  # where atomic_write has written
-):
-    "Remove what writers left there that were killed."
-    for left in folder.glob('.*.part'):
-        if (process := re.search(r'\.(\d+)\.part$', left.name)) and not is_running(int(process[1])): discard(left)
-
-# %% ../nbs/00_data.ipynb #c9c6ca88
-def keep_freed_memory(
-    megabytes: int = 64,  # free memory that the process may keep
-):
-    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
-    with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
-        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
-        mallopt(trim_threshold, megabytes * 2**20)
-        mallopt(mmap_threshold, megabytes * 2**19)
-
-def _work(function, pipe, parent):
-    "A worker: jobs come, answers go back, None is the end. It leaves Ctrl-C to its parent, and ends when that is gone."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
-    with suppress(EOFError, OSError):
-        while pipe.poll(1) or os.getppid() == parent:
-            if not pipe.poll(): continue
-            if (job := pipe.recv()) is None: return
-            try: answer = True, function(*job)
-            except Exception: answer = False, None  # noqa: BLE001, the parent does it again and meets the error
-            pipe.send(answer)
-
-# %% ../nbs/00_data.ipynb #40f1f903
-def _start(function, number):
-    "Up to `number` workers: pipe -> process; fewer where the machine allows no more."
-    context, crew = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), {}
-    try:
-        for _ in range(number):
-            here, there = context.Pipe()
-            process = context.Process(target=_work, args=(function, there, os.getpid()), daemon=True)
-            process.start()
-            there.close()
-            crew[here] = process
-    except OSError as error:
-        print(f'{len(crew)} of {number} processes could be started ({error.strerror}): slower', file=sys.stderr)
-    return crew
-
-# %% ../nbs/00_data.ipynb #07851587
-def _tell_killed(process):
-    "One line about a worker that is gone."
-    process.join()
-    print(f'a worker process was killed (exit code {process.exitcode}), perhaps for lack of memory: '
-          'its work is done at the end, by this process', file=sys.stderr)
-
-def _dismiss(crew):
-    "Let workers end what they are at, and go."
-    for pipe in crew:
-        with suppress(OSError): pipe.send(None)
-    for pipe, process in crew.items():
-        with suppress(EOFError, OSError):
-            while wait([pipe, process.sentinel]) and pipe.poll(): pipe.recv()
-        process.join()
-
-# %% ../nbs/00_data.ipynb #ca9eff14
-def _answers(crew, jobs):
-    "Yield (key, whether it could be done, result) as workers answer; a job whose worker is killed gets no answer."
-    idle, at_work, queue = list(crew), {}, iter(jobs)
-    while True:
-        for pipe, key in zip(idle, queue):
-            at_work[pipe] = key
-            with suppress(OSError): pipe.send(jobs[key])  # a dead one shows below
-        if not at_work: return
-        idle = []
-        for pipe in wait(list(at_work)):
-            key = at_work.pop(pipe)
-            try: done, result = pipe.recv()
-            except (EOFError, OSError): _tell_killed(crew[pipe])
-            else:
-                idle.append(pipe)
-                yield key, done, result
-
-# %% ../nbs/00_data.ipynb #5e99e62e
-def run_in_processes(
-    function,  # at a module's top level
-    jobs: dict,  # key -> arguments of the function, a tuple
-    workers: int,  # processes; below 2: this one
-):  # an iterator of (key, result), as they end
-    "Do all jobs in worker processes; what no worker could do is done in this one."
-    left, workers = dict(jobs), min(workers, len(jobs))
-    crew = _start(function, workers) if workers > 1 else {}
-    try:
-        for key, done, result in _answers(crew, jobs):
-            yield key, result if done else function(*left[key])
-            del left[key]
-    finally: _dismiss(crew)
-    yield from ((key, function(*job)) for key, job in left.items())
-
-# %% ../nbs/00_data.ipynb #60c50eeb
-def cache_folder() -> Path:
-    "Where decoded pictures and the painted sample are kept: `$ARTINSIGHT_CACHE`, else `~/.cache/artinsight`."
-    return user_path(os.environ.get('ARTINSIGHT_CACHE') or '~/.cache/artinsight')
-
-# %% ../nbs/00_data.ipynb #7d40cb13
-def script_parser(
-    func,  # a function with docments
-    many: str | None = None,  # its argument that takes one or more values
-):  # an ArgumentParser
-    "The parser of a console script, in fastcore 1 and 2 alike; words in flags may be joined by hyphens or underscores."
-    parser = anno_parser(func)
-    for action in parser._actions:
-        if isinstance(action.default, bool) and action.nargs != 0: action.nargs, action.const = '?', True  # `--resume` and `--resume no`
-        if action.dest == many: action.nargs = '+'
-        for flag in action.option_strings:
-            parser._option_string_actions.update({flag.replace('_', '-'): action, flag[:2] + flag[2:].replace('-', '_'): action})
-    return parser
-
-# %% ../nbs/00_data.ipynb #a2419155
-def _one_line(error):
-    "What an error of the user's machine means, and what to do, on one line."
-    text = ' '.join(str(error).split()) or type(error).__name__
-    if "can't start new thread" in text or getattr(error, 'errno', None) == errno.EAGAIN:
-        text = f'no more threads or processes may be started (ulimit -u, or the limit of a container): {text}'
-    elif isinstance(error, MemoryError): text = f'out of memory: {text}'
-    elif isinstance(error, RuntimeError): text = f'{type(error).__name__}: {text}'
-    with suppress(OSError, AttributeError, TypeError):
-        cache, at_fault = cache_folder(), Path(os.fsdecode(error.filename))
-        if cache == at_fault or cache in at_fault.parents or at_fault in cache.parents:
-            text += ': ARTINSIGHT_CACHE can name another cache folder'
-    return printable(text)
-
-def _silence_broken():
-    "Nothing more goes to a standard stream that takes nothing more, not even at the interpreter's end."
-    for stream in (sys.stdout, sys.stderr):
-        try: stream.flush()
-        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-# %% ../nbs/00_data.ipynb #a7a5b471
-def _run_script(func, many):
-    "Run `func` with the command line's arguments; exit code 2 after an error, 141 where nobody reads on."
-    for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w'))
-        with suppress(AttributeError): getattr(sys, name).reconfigure(errors='backslashreplace')
-    try:
-        try:
-            given = vars(script_parser(func, many).parse_args())
-            func(**{name: value for name, value in given.items() if name not in ('pdb', 'xtra')})
-        finally: sys.stdout.flush()
-    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        if sys.flags.dev_mode: raise
-        _silence_broken()
-        if isinstance(error, BrokenPipeError): sys.exit(141)
-        print(f'{func.__name__}: {_one_line(error)}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt: sys.exit(130)
-
-# %% ../nbs/00_data.ipynb #0ca0758a
-def console(
-    func=None,  # a function with docments
-    *,
-    many: str | None = None,  # its argument that takes one or more values
-):
-    "Make `func` a console script: an error of the user's machine becomes one line and exit code 2."
-    if func is None: return functools.partial(console, many=many)
-    @functools.wraps(func)
-    def run(*args, **kwargs): return func(*args, **kwargs) if args or kwargs else _run_script(func, many)
-    return run
-
 # %% ../nbs/00_data.ipynb #1d0ecaa9
 def data_folder(
     data: str | None = None,  # a folder, or None for the environment's
@@ -594,97 +332,16 @@ def check_counts(
         raise ValueError(f'{len(wrong)} of {len(both)} folders are incomplete, the first is {there}: '
                          f'delete {root.parent} and run artinsight_download again')
 
-# %% ../nbs/00_data.ipynb #fc5608e1
-def check_space(
-    cache: Path,  # where the archive and the pictures will stand
-    archive: Path,  # the archive, perhaps half there
-    pictures: Path,  # the folder that it is unpacked in, perhaps half there
-):
-    "OSError where archive and pictures do not fit side by side."
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    there = [file.stat().st_size for file in [archive, *pictures.rglob('*')] if file.is_file()]
-    needed, free = 2 * ZIP_BYTES - sum(there), shutil.disk_usage(place).free
-    if free < needed:
-        raise OSError(f'{cache} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: '
-                      'free some, or name another folder')
-
-# %% ../nbs/00_data.ipynb #9a8b9a8e
-@contextmanager
-def strict_ranges():
-    "kagglehub appends to the archive whatever it gets for the rest of it: here anything but the rest raises HTTPError."
-    import requests
-    get = requests.get
-    def checked(url, **kwargs):
-        response = get(url, **kwargs)
-        asked = (kwargs.get('headers') or {}).get('Range', '')
-        response.raise_for_status()
-        if not response.headers.get('Content-Range', '').startswith(asked.replace('=', ' ')):
-            raise requests.HTTPError(f'not the rest came, but status {response.status_code}', response=response)
-        return response
-    requests.get = checked
-    try: yield
-    finally: requests.get = get
-
-def _damaged(archive, reason):
-    "The error of an archive that is deleted."
-    archive.unlink(missing_ok=True)
-    return OSError(f'the archive was damaged ({reason}) and was deleted: run artinsight_download again')
-
-# %% ../nbs/00_data.ipynb #cde18614
-@contextmanager
-def kaggle_errors(
-    archive: Path,  # the archive that kagglehub fills
-):
-    "Turn what kagglehub raises into OSErrors that say what to do; a damaged archive is deleted, a partial one kept."
-    import kagglehub, requests
-    try: yield
-    except requests.RequestException as error:
-        status = getattr(error.response, 'status_code', None)
-        if status == 416: raise _damaged(archive, 'it was longer than the real one') from error
-        what = f'Kaggle refused {HANDLE} ({error})' if status else f'no connection to Kaggle ({type(error).__name__})'
-        raise OSError(f'{what}: what came is kept, run artinsight_download again to go on') from error
-    except OSError: raise
-    except (kagglehub.exceptions.DataCorruptionError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _damaged(archive, type(error).__name__) from error
-    except Exception as error:
-        if str(error).startswith('Unsupported archive'): raise _damaged(archive, error) from error
-        raise OSError(f'kagglehub gave up, nothing was deleted ({type(error).__name__}: {error}). '
-                      'Broken credentials can be removed: AI-ArtBench needs none') from error
-
-# %% ../nbs/00_data.ipynb #c515d170
-def _kagglehub():
-    "The package; ImportError or OSError say what is missing."
-    os.environ.setdefault('KAGGLEHUB_VERBOSITY', 'warning')
-    try: import kagglehub
-    except ImportError as error: raise ImportError("kagglehub is missing: pip install 'artinsight[data]'") from error
-    except RuntimeError as error: raise OSError(f'kagglehub needs a home folder ({error}): set HOME') from error
-    return kagglehub
-
-def _fetch():
-    "kagglehub's copy of AI-ArtBench; what it prints goes to standard error."
-    kagglehub = _kagglehub()
-    name, version = HANDLE.split('/versions/')
-    cache = Path(kagglehub.config.get_cache_folder())
-    archive = cache / 'datasets' / name / f'{version}.archive'
-    pictures, complete = archive.parent / 'versions' / version, archive.with_suffix('.complete')
-    lent = {'TBE_RUNTIME_ADDR', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ)  # Colab and Kaggle lend a copy of their own
-    if not lent and not (complete.exists() and pictures.exists()): check_space(cache, archive, pictures)
-    with kaggle_errors(archive), strict_ranges(): root = kagglehub.dataset_download(HANDLE)
-    return Path(root) / 'Real_AI_SD_LD_Dataset'
-
-# %% ../nbs/00_data.ipynb #6fa55ce2
+# %% ../nbs/00_data.ipynb #4f86dbc6
 def download(
     folder=None,  # where to keep it; None: kagglehub's own cache
     counts: pd.DataFrame | None = None,  # what it should hold; None: COUNTS
 ) -> Path:  # the folder that holds train and test
     "Fetch AI-ArtBench, going on where an earlier call stopped; ImportError, OSError or ValueError say what to do."
-    folder = folder or os.environ.get('KAGGLEHUB_CACHE')
-    if folder: os.environ['KAGGLEHUB_CACHE'] = str(user_path(folder).absolute())
-    with redirect_stdout(sys.stderr): root = _fetch()
+    root = fetch(HANDLE, ZIP_BYTES, folder) / 'Real_AI_SD_LD_Dataset'
     check_counts(root, counts)
     return root
 
-# %% ../nbs/00_data.ipynb #4f86dbc6
 @console
 def artinsight_download(
     folder: str = None,  # where to keep it (default: kagglehub's cache)

@@ -6,20 +6,21 @@
 __all__ = ['TINY', 'BINS', 'MEANS', 'AVERAGES', 'HEADLINES', 'FRACTION', 'ADJACENT', 'TABLE', 'STEPS', 'Predictions',
            'headline_columns', 'headline_figures', 'group_codes', 'draw', 'interval', 'load', 'draw_seeds',
            'same_pictures', 'bootstrap', 'evaluate', 'confusion', 'plot_confusion', 'class_report', 'confused',
-           'adjacent', 'choose_origin_threshold', 'factored', 'by_generator', 'plot_origin', 'reliability',
-           'fit_temperature', 'coverage_curve', 'choose_threshold', 'calibration', 'plot_calibration', 'compare',
-           'reported', 'results_table', 'ladder']
+           'adjacent', 'choose_origin_threshold', 'factored', 'by_generator', 'plot_origin', 'compare', 'reported',
+           'results_table', 'ladder']
 
-# %% ../nbs/06_evaluation.ipynb #d0b91c52
+# %% ../nbs/06_evaluation.ipynb #f76bfc87
 from copy import copy
 from importlib import resources
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
-from scipy import optimize, sparse, special, stats
+from scipy import sparse, special, stats
 from sklearn import metrics
 
-from .data import CLASSES, GENERATORS, ORIGINS, STYLES, describe, user_path
+# %% ../nbs/06_evaluation.ipynb #153ab4da
+from .engine.files import user_path
+from .data import CLASSES, describe, GENERATORS, ORIGINS, STYLES
 from .training import load_predictions
 
 # %% ../nbs/06_evaluation.ipynb #a58f42a1
@@ -353,87 +354,6 @@ def plot_origin(
     right.plot([0, 1], [0, 1], color='grey', ls=':', label='guessing')
     right.set(xlabel='human called AI', ylabel='AI called AI', title=f"AUC {split['origin_auc']:.3f}", aspect='equal')
     right.legend()
-    return fig
-
-# %% ../nbs/06_evaluation.ipynb #db981046
-def reliability(
-    p: Predictions,
-) -> pd.DataFrame:  # a row for each bin; low, high, pictures, mean confidence, accuracy (nan where empty)
-    "Confidence and accuracy in `BINS` bins of equal width."
-    edges = np.linspace(0, 1, BINS + 1)
-    frame = pd.DataFrame({'bin': p.bins, 'confidence': p.confidence, 'accuracy': p.right.astype(float)})
-    bins = frame.groupby('bin').agg(pictures=('accuracy', 'size'), confidence=('confidence', 'mean'), accuracy=('accuracy', 'mean')).reindex(range(BINS))
-    return bins.assign(low=edges[:-1], high=edges[1:], pictures=bins.pictures.fillna(0).astype(int))
-
-# %% ../nbs/06_evaluation.ipynb #b44d807b
-@patch
-def soften(self: Predictions,
-    temperature: float,  # above 1 is less sure
-) -> Predictions:
-    "The same predictions at another temperature."
-    some = copy(self)
-    some.probs = special.softmax(np.log(np.maximum(self.probs, TINY)) / temperature, axis=1)
-    return some
-
-# %% ../nbs/06_evaluation.ipynb #d64f07a3
-def fit_temperature(
-    validation: Predictions,
-) -> float:  # between 0.05 and 20
-    "The temperature with the least validation loss."
-    return float(np.exp(optimize.minimize_scalar(lambda log: validation.soften(np.exp(log)).per_picture()[:, 0].mean(), bounds=np.log([.05, 20]), method='bounded').x))
-
-# %% ../nbs/06_evaluation.ipynb #eeb9ce5f
-def coverage_curve(
-    p: Predictions,
-) -> pd.DataFrame:  # threshold (descending), coverage, accuracy of what is answered
-    "Accuracy and coverage for every threshold that makes a difference."
-    order = np.argsort(-p.confidence, kind='stable')
-    kept = np.arange(1, len(p) + 1)
-    curve = pd.DataFrame({'threshold': p.confidence[order], 'coverage': kept / len(p), 'accuracy': p.right[order].cumsum() / kept})
-    return curve.drop_duplicates('threshold', keep='last', ignore_index=True)
-
-# %% ../nbs/06_evaluation.ipynb #ac243700
-def choose_threshold(
-    validation: Predictions,
-    accuracy: float = .9,  # wanted among the answered
-) -> float | None:  # answer from this confidence on; None where no threshold gives it
-    "The threshold that answers most pictures at the wanted accuracy."
-    enough = coverage_curve(validation).query('accuracy >= @accuracy')
-    return float(enough.threshold.iloc[-1]) if len(enough) else None
-
-# %% ../nbs/06_evaluation.ipynb #2fe9d2b4
-def calibration(
-    validation: Predictions,  # fits temperature and threshold
-    test: Predictions,  # judges them
-    accuracy: float = .9,  # wanted among the answered
-) -> dict:  # plain numbers or None
-    "Calibration on test before and after the temperature, and what an 'unsure' answer buys."
-    temperature = fit_temperature(validation)
-    softened = test.soften(temperature)
-    result = {'temperature': temperature}
-    for name, p in (('before', test), ('after', softened)):
-        figures = evaluate(p.target, p.probs) | {'brier': float(p.per_picture()[:, -1].mean())}
-        result |= {f'{figure}_{name}': figures[figure] for figure in ('ece', 'brier', 'loss')}
-    threshold = choose_threshold(validation.soften(temperature), accuracy)
-    sure = np.zeros(len(test), bool) if threshold is None else softened.confidence >= threshold
-    return result | {'wanted_accuracy': accuracy, 'threshold': threshold, 'coverage': float(sure.mean()), 'accuracy_when_sure': float(test.right[sure].mean()) if sure.any() else None}
-
-# %% ../nbs/06_evaluation.ipynb #33116e9b
-def plot_calibration(
-    p: Predictions,
-    softened: Predictions | None = None,  # the same after temperature scaling
-) -> plt.Figure:
-    "Reliability diagram and accuracy-coverage curve, before and after."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
-    for name, one, colour, mark in (('as trained', p, '#0072B2', 'o-'), ('softened', softened, '#D55E00', 's--')):
-        if one is None: continue
-        bins = reliability(one).dropna()
-        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4, label=f"{name}, ECE {bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one):.3f}")
-        right.plot(*coverage_curve(one)[['coverage', 'accuracy']].to_numpy().T, mark[1:], color=colour, label=name)
-    left.plot([0, 1], [0, 1], color='grey', ls=':', label='perfect')
-    left.set(xlabel='confidence', ylabel='accuracy', title=f'{BINS} bins of equal width', xlim=(0, 1), ylim=(0, 1))
-    right.set(xlabel='coverage (share answered)', ylabel='accuracy when answered', xlim=(0, 1.02), ylim=(0, 1.02))
-    for ax in (left, right): ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/06_evaluation.ipynb #8b4bb8cb

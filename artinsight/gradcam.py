@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['EMPTY', 'layers', 'default_layer', 'ask', 'score', 'probability', 'GradCAM', 'scale', 'enlarge', 'overlay',
            'map_pictures', 'map_grid', 'right_and_wrong', 'confident_mistakes', 'captions', 'gallery', 'two_questions',
-           'several_models', 'mean_maps', 'peaks', 'entropy', 'border_mass', 'explain', 'explanation_picture',
-           'correlation', 'rank_correlation', 'ssim', 'randomisation_test', 'deletion_insertion', 'areas',
-           'mean_interval', 'shift_stability', 'verdict', 'honesty', 'honesty_figure']
+           'several_models', 'mean_maps', 'peaks', 'entropy', 'border_mass', 'explain', 'explanation_picture']
 
-# %% ../nbs/07_gradcam.ipynb #imports
+# %% ../nbs/07_gradcam.ipynb #502d8fae
 from contextlib import contextmanager
-from copy import deepcopy
 from numbers import Integral
 from threading import get_ident
+
 import matplotlib as mpl, numpy as np, pandas as pd, torch, torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
-from scipy.stats import rankdata
 from torch import nn
+
+# %% ../nbs/07_gradcam.ipynb #254b5872
+from .engine.precision import pick_precision
+from .engine.augment import normalise
 from .data import CLASSES
-from .loading import normalise, pick_precision
 
 # %% ../nbs/07_gradcam.ipynb #evaluating
 @contextmanager
@@ -535,199 +535,3 @@ def explanation_picture(
         _write(draw, (784, y), told['class'], 'rm')
         _write(draw, (end + 6, y), f"{told['probability']:.0%}", 'lm')
     return page
-
-# %% ../nbs/07_gradcam.ipynb #similar
-def correlation(a, b):
-    "Linear correlation of maps (n, ...), picture by picture: (n,); 0 where either map is constant"
-    a, b = (m.flatten(1).double() for m in (a, b))
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-9)).float().cpu()
-
-def rank_correlation(a, b):
-    "Spearman's rank correlation of maps (n, h, w), picture by picture: (n,); 0 where either map is constant"
-    return correlation(*(torch.from_numpy(rankdata(m.flatten(1).cpu().numpy(), axis=1)) for m in (a, b)))
-
-# %% ../nbs/07_gradcam.ipynb #ssim
-def ssim(a, b, window=3):
-    "Structural similarity of maps (n, h, w) in 0..1, picture by picture: (n,); a mean over square windows"
-    a, b, c1, c2 = a[:, None].cpu(), b[:, None].cpu(), .01**2, .03**2
-    def local(m): return F.avg_pool2d(m, min(window, *m.shape[-2:]), 1)
-    ma, mb = local(a), local(b)
-    va, vb, cov = local(a * a) - ma**2, local(b * b) - mb**2, local(a * b) - ma * mb
-    same = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return same.mean((1, 2, 3))
-
-# %% ../nbs/07_gradcam.ipynb #stages
-def _stages(model):
-    "Names of the modules with weights, two levels deep, last first"
-    names = [n.rpartition('.')[0] for n,_ in model.named_parameters()]
-    return list(dict.fromkeys('.'.join(n.split('.')[:2]) for n in reversed(names)))
-
-def _randomise(module):
-    "New weights for everything inside, by each layer's own rule; a normal draw for a layer that has none"
-    for m in module.modules():
-        if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        else:
-            for p in m.parameters(recurse=False): nn.init.normal_(p, std=.02)
-
-# %% ../nbs/07_gradcam.ipynb #randomisation
-def randomisation_test(
-    cam:GradCAM, # Model and layer; the model itself is not touched
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    seed:int=0, # Of the new weights
-)->pd.DataFrame: # layer, rank_correlation, ssim: means over the pictures, after randomising down to this layer
-    "How much of the maps is left when the layers lose what they learnt, from the top"
-    raw, logits = cam.run(x, target)
-    asked, maps, rows = ask(logits, target, cam.classes), scale(raw), []
-    model = deepcopy(cam.model)
-    random = GradCAM(model, cam.at(tuple(x.shape[-2:])), cam.precision, cam.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in _stages(model):
-            _randomise(model.get_submodule(name))
-            now = random(x, asked)
-            rows.append((name, rank_correlation(maps, now).mean().item(), ssim(maps, now).mean().item()))
-    return pd.DataFrame(rows, columns=['layer', 'rank_correlation', 'ssim'])
-
-# %% ../nbs/07_gradcam.ipynb #predict
-@patch
-def predict(self:GradCAM, x):
-    "Logits (n, classes) for pictures (n, 3, h, w), without any map"
-    x, autocast = self._prepare(x)
-    with torch.no_grad(), autocast, _evaluating(self.model): return self.model(x).float()
-
-# %% ../nbs/07_gradcam.ipynb #rivals
-def _rivals(maps, seed=0):
-    "The maps, and what they have to beat: a Gaussian blob in the centre, and random cells"
-    n, h, w = maps.shape
-    blob = torch.outer(*(torch.exp(-torch.linspace(-1, 1, k + 2)[1:-1]**2 / .5) for k in (h, w)))
-    return dict(gradcam=maps.cpu(), centre=blob.expand(n, h, w), random=torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)))
-
-def _blurred(x):
-    "Pictures without detail: twice a mean over a quarter of the side"
-    k = x.shape[-1] // 8 * 2 + 1
-    for _ in range(2): x = F.avg_pool2d(F.pad(x, [k // 2] * 4, mode='replicate'), k, 1)
-    return x
-
-def _order(maps, size, seed=0):
-    "Each pixel's place in the order of its map, from 0 (first) to 1; ties are broken by lot"
-    big = enlarge(maps, size).flatten(1)
-    big = big + 1e-6 * torch.rand(big.shape, generator=torch.Generator().manual_seed(seed))
-    return (big.argsort(1, descending=True).argsort(1) / (big.shape[1] - 1)).view(-1, 1, *size)
-
-# %% ../nbs/07_gradcam.ipynb #deletion
-def deletion_insertion(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    steps:int=10, # From untouched to wholly blurred
-    seed:int=0, # Of the random maps
-)->pd.DataFrame: # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
-    "The probability of the answer while places disappear (deletion) or appear (insertion) in the order of a map"
-    raw, logits = cam.run(x, target)
-    asked, blurred, rows = ask(logits, target, cam.classes), _blurred(x), []
-    for name,maps in _rivals(scale(raw), seed).items():
-        order = _order(maps, x.shape[-2:], seed).to(x.device)
-        for share in np.linspace(0, 1, steps + 1).tolist():
-            first = (order <= share) & (share > 0)
-            mixed = torch.cat([torch.where(first, blurred, x), torch.where(first, x, blurred)])
-            both = probability(cam.predict(mixed), asked * 2, cam.classes).view(2, -1).tolist()
-            rows += [(i, name, test, share, p) for test,some in zip(('deletion', 'insertion'), both) for i,p in enumerate(some)]
-    return pd.DataFrame(rows, columns=['picture', 'map', 'test', 'share', 'probability'])
-
-# %% ../nbs/07_gradcam.ipynb #areas
-def areas(
-    curves:pd.DataFrame, # From deletion_insertion
-)->pd.DataFrame: # A row per picture, a column per map
-    "Area under insertion less area under deletion, -1 to 1"
-    wide = curves.pivot(index=['picture', 'map', 'test'], columns='share', values='probability')
-    area = pd.Series(np.trapezoid(wide, wide.columns, axis=1), wide.index).unstack('test')
-    return (area.insertion - area.deletion).unstack('map')
-
-# %% ../nbs/07_gradcam.ipynb #mean-interval
-def mean_interval(
-    values, # (n,); what is not a number is left out
-    draws:int=2000, # Of the bootstrap
-    seed:int=0, # Of the draws
-)->dict: # mean, low, high (95 %), n
-    "A mean over pictures and its bootstrap interval"
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values): return dict(mean=None, low=None, high=None, n=0)
-    means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-    low, high = np.quantile(means, [.025, .975])
-    return dict(mean=values.mean().item(), low=low.item(), high=high.item(), n=len(values))
-
-# %% ../nbs/07_gradcam.ipynb #shift
-def shift_stability(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    shift:int=2, # Pixels
-)->torch.Tensor: # (n,): mean correlation over four directions, 1 for perfectly stable
-    "How well the maps follow their pictures when these move a little"
-    (raw, logits), (h, w) = cam.run(x, target), x.shape[-2:]
-    asked, wide = ask(logits, target, cam.classes), F.pad(x, [shift] * 4, mode='replicate')
-    def inner(maps, dx=0, dy=0):
-        return enlarge(maps, (h, w))[:, shift+dy:h-shift+dy, shift+dx:w-shift+dx]
-    old, moved = inner(raw), []
-    for dx,dy in ((shift, 0), (-shift, 0), (0, shift), (0, -shift)):
-        new = cam(wide[..., shift-dy:shift-dy+h, shift-dx:shift-dx+w], asked, raw=True)
-        moved.append(correlation(old, inner(new, dx, dy)))
-    return torch.stack(moved).mean(0)
-
-# %% ../nbs/07_gradcam.ipynb #verdict
-def verdict(
-    found:dict, # From honesty
-)->str: # One line
-    "What the tests say about a model's maps"
-    said = []
-    if found['empty'] > .5: said.append('mostly empty')
-    if abs(found['randomised_rank']) >= .5: said.append('much the same with random weights: they show the picture, not the model')
-    for rival,name in (('random', 'random places'), ('centre', 'a centre blob')):
-        gain = found[f'over_{rival}']
-        if gain['high'] < 0: said.append(f'worse than {name}')
-        elif gain['low'] <= 0: said.append(f'no better than {name}')
-    if (found['shift_stability']['mean'] or 0) < .5: said.append('not stable under a small shift')
-    return '; '.join(said) or 'better than random places and a centre blob, gone with random weights, stable under a small shift'
-
-# %% ../nbs/07_gradcam.ipynb #honesty
-def honesty(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures, a few dozen
-    target=None, # The question, see ask
-    seed:int=0, # Of random weights, maps and draws
-)->dict: # Figures, the two tables randomisation and curves, and verdict
-    "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
-    maps, table, curves = cam(x, target), randomisation_test(cam, x, target, seed), deletion_insertion(cam, x, target, seed=seed)
-    area, last = areas(curves), table.iloc[-1]
-    found = dict(n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]), empty=(~maps.flatten(1).any(1)).float().mean().item(),
-        randomised_rank=last.rank_correlation.item(), randomised_ssim=last.ssim.item(), area=area.mean().to_dict(),
-        **{f'over_{rival}': mean_interval(area.gradcam - area[rival], seed=seed) for rival in ('random', 'centre')},
-        border_mass=mean_interval(border_mass(maps), seed=seed), shift_stability=mean_interval(shift_stability(cam, x, target), seed=seed))
-    return dict(found, verdict=verdict(found), randomisation=table, curves=curves)
-
-# %% ../nbs/07_gradcam.ipynb #honesty-figure
-def honesty_figure(
-    found:dict, # From honesty
-    title:str='', # Name of the model
-)->Figure:
-    "What is left of the maps as layers are randomised; deletion and insertion, with the rivals"
-    fig, table = Figure(figsize=(9, 3.3), layout='constrained'), found['randomisation']
-    axs = fig.subplots(1, 3, width_ratios=[1.2, 1, 1])
-    axs[0].axhline(0, color='.8', lw=1)
-    for name,style in (('rank_correlation', 'o-'), ('ssim', 's--')): axs[0].plot(table.layer, table[name], style, ms=4, label=name.replace('_', ' '))
-    axs[0].set(ylim=(-1.05, 1.05), title='left after randomising down to', ylabel='likeness to the trained map')
-    axs[0].tick_params(axis='x', rotation=90)
-    for ax,test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, found['curves'])
-    for ax in axs[:2]: ax.legend(fontsize=8)
-    fig.suptitle(f'{title}: {found["verdict"]}'.removeprefix(': '), fontsize=9)
-    return fig
-
-# %% ../nbs/07_gradcam.ipynb #curves
-def _curves(ax, test, curves):
-    means = curves[curves.test == test].groupby(['map', 'share']).probability.mean()
-    for name,style in dict(gradcam='#0072b2', centre='#e69f00', random='#777777').items():
-        ax.plot(means[name], color=style, label=name, ls='-' if name == 'gradcam' else '--')
-    ax.set(title=test, xlabel='share of the picture', ylabel='probability of the answer', ylim=(0, None))

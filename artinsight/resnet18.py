@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['FIRST_HALF', 'MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST',
-           'VARIANTS', 'imagenet_file', 'read_weights', 'find_weights', 'init_name', 'load_trunk', 'resnet18']
+           'VARIANTS', 'imagenet_file', 'init_name', 'load_trunk', 'resnet18']
 
-# %% ../nbs/05_resnet18.ipynb #795e492f
-import hashlib, re, textwrap
-from argparse import Namespace
-from collections import Counter
+# %% ../nbs/05_resnet18.ipynb #fef9cd8a
+import hashlib, textwrap
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18 as torchvision_resnet18
+from torchvision.models import resnet18 as torchvision_resnet18, ResNet18_Weights
 
-from .data import CLASSES, user_path
+# %% ../nbs/05_resnet18.ipynb #438e9c38
+from .engine.files import user_path
+from .engine.runs import find_weights, read_weights
+from .data import CLASSES
 from .training import Experiment
 
 # %% ../nbs/05_resnet18.ipynb #186feaf2
@@ -32,41 +32,6 @@ def imagenet_file() -> Path:
         raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or put the file at {file}, '
                       'or give --weights FILE, or train from scratch with --weights none') from error
     return file
-
-# %% ../nbs/05_resnet18.ipynb #5d188901
-def read_weights(
-    file: Path,  # .safetensors, or a PyTorch file
-):
-    "What a file of weights holds, in whatever order; FileNotFoundError, or ValueError for a file that cannot be read."
-    if not file.is_file(): raise FileNotFoundError(f"no weights file {file}: --weights is 'imagenet', 'none' or a file")
-    try:
-        if file.suffix == '.safetensors': return load_file(file)
-        with torch.serialization.safe_globals([Namespace]):  # torchvision's own training script saves its arguments, too
-            return torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # unpickling raises anything
-        if foreign := re.search(r'GLOBAL (\S+)', str(error)):
-            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; save model.state_dict()') from error
-        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): delete it and fetch it again') from error
-
-# %% ../nbs/05_resnet18.ipynb #60adde37
-def _tables(value, depth=2):
-    "The tables in what a file holds, outer ones first."
-    if isinstance(value, dict):
-        yield value
-        for inner in value.values() if depth else (): yield from _tables(inner, depth - 1)
-
-def find_weights(
-    held,  # what a file holds, as read_weights returns
-    wanted: list,  # names of entries
-) -> dict:  # names as the wanted ones -> what stands there, and what stands beside them
-    "The table in which most of the wanted entries stand, without what stands before all their names."
-    best, most = {}, 0
-    for table in _tables(held):
-        names = [name for name in table if isinstance(name, str)]
-        before = Counter(name.removesuffix(end) for name in names for end in wanted if name.endswith(end))
-        for start, number in before.most_common(1):
-            if number > most: best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
-    return best
 
 # %% ../nbs/05_resnet18.ipynb #fe540f00
 def init_name(

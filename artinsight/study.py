@@ -4,30 +4,35 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', 'load_model', 'open_store', 'loaders_of',
-           'finished', 'describe_data', 'make_ready', 'score', 'finish', 'run_experiment', 'find_device', 'reproduce',
-           'study_runs', 'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
+           'finished', 'describe_data', 'make_ready', 'score', 'finish', 'run_experiment', 'reproduce', 'study_runs',
+           'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
-# %% ../nbs/08_study.ipynb #f63a2466
+# %% ../nbs/08_study.ipynb #0eb0ffcd
 import gc, json, re, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd, torch
-from fastai.torch_core import default_device
 from fastcore.script import bool_arg, store_true
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .baseline import SIMPLE_CNN, simple_cnn
-from .data import cache_folder, console, counts_by_class, data_folder, fingerprint, index, parts, user_path
-from .evaluation import Predictions, bootstrap, evaluate, ladder, results_table
-from .loading import build_store, dataloaders, pick_precision
-from .resnet18 import VARIANTS, init_name, resnet18
+# %% ../nbs/08_study.ipynb #7fd3b66c
+from .engine.files import cache_folder, user_path
+from .engine.console import console
+from .engine.store import build_store
+from .engine.precision import find_device, pick_precision
+from .engine.runs import git_commit, run_lock
+from .data import counts_by_class, data_folder, fingerprint, index, parts
 from .sample import painted_sample
-from .training import Experiment, git_commit, load_predictions, read_record, run_lock, train, write_record
+from .loading import dataloaders
+from .training import Experiment, load_predictions, read_record, train, write_record
+from .baseline import SIMPLE_CNN, simple_cnn
+from .resnet18 import init_name, resnet18, VARIANTS
+from .evaluation import bootstrap, evaluate, ladder, Predictions, results_table
 
 # %% ../nbs/08_study.ipynb #efab1d64
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
@@ -195,17 +200,6 @@ def run_experiment(
     with run_lock(run):
         done = finished(run, experiment, *told) if resume else None  # another process was faster
         return done or _train_run(run, experiment, frame, model, *told, device, precision, resume)
-
-# %% ../nbs/08_study.ipynb #0d37b298
-def find_device(
-    name: str | None = None,  # 'cpu', 'cuda', 'mps', 'cuda:1'; None: the best one there is
-) -> torch.device:
-    "A device by name; ValueError for one that is unknown or not here."
-    try:
-        device = torch.device(name) if name else default_device()
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error: raise ValueError(f'no device {name!r} on this machine: try --device cpu') from error
-    return device
 
 # %% ../nbs/08_study.ipynb #3eabd0ae
 def reproduce(

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np, torch
 
-from artinsight.data import atomic_write, index
+from artinsight.data import index
+from artinsight.engine.files import atomic_write
 from artinsight.evaluation import Predictions, compare
-from artinsight.loading import build_store, dataloaders, pick_precision
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.sample import painted_sample
 from artinsight.study import build_model, find_experiment
-from artinsight.training import make_learner, predict_probs
+from artinsight.engine.runs import predict_probs
+from artinsight.training import make_learner
 from peers import WORKERS, folder
 from run import HERE, about, device_name, say
 

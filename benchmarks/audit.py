@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from artinsight.baseline import SIMPLE_CNN
-from artinsight.data import (CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint,
-                             folder_name, index, parts, user_path)
+from artinsight.data import CLASSES, GENERATORS, STYLES, counts_by_class, fingerprint, folder_name, index, parts
+from artinsight.engine.files import atomic_write, user_path
 from artinsight.evaluation import evaluate
 from artinsight.sample import painted_sample
 from artinsight.study import build_model
-from artinsight.training import git_commit, save_predictions, write_record
+from artinsight.engine.runs import git_commit, save_predictions
+from artinsight.training import write_record
 from predict import processor
 
 SIZES = {'human': 256, 'LD': 256, 'SD': 768}

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pandas as pd, torch
 
-from artinsight.data import COUNTS, index, parts, user_path
-from artinsight.loading import build_stores, dataloaders, pick_precision
+from artinsight.data import COUNTS, index, parts
+from artinsight.engine.files import user_path
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_stores
+from artinsight.loading import dataloaders
 from artinsight.sample import paint
 from artinsight.study import EXPERIMENTS, build_model
 from artinsight.training import train

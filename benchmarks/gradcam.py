@@ -11,9 +11,12 @@ from captum.attr import LayerGradCam
 from pytorch_grad_cam import GradCAM as PeerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from artinsight.data import CLASSES, atomic_write, index
+from artinsight.data import CLASSES, index
+from artinsight.engine.files import atomic_write
 from artinsight.gradcam import GradCAM, scale
-from artinsight.loading import build_store, normalise, pick_precision
+from artinsight.engine.augment import normalise
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store
 from artinsight.resnet18 import resnet18
 from artinsight.sample import painted_sample
 

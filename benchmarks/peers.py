@@ -4,7 +4,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms as T
 
 from artinsight.data import CLASSES, FOLDERS
-from artinsight.loading import DEGREES, JITTER, MEAN, STD, build_store, dataloaders
+from artinsight.engine.augment import DEGREES, JITTER, MEAN, STD
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.data import index
 
 WORKERS = 2

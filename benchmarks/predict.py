@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from artinsight.app import check_export, from_onnx, load_run, read_some, to_onnx
-from artinsight.data import atomic_write, index
-from artinsight.loading import decode
+from artinsight.use.export import check_export, from_onnx, to_onnx
+from artinsight.use.predict import load_run, read_some
+from artinsight.data import index
+from artinsight.engine.files import atomic_write
+from artinsight.engine.pictures import decode
 from artinsight.sample import painted_sample
 
 

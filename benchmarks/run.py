@@ -14,7 +14,10 @@ from PIL import Image
 
 warnings.filterwarnings('ignore')
 from artinsight.data import index
-from artinsight.loading import build_store, dataloaders, epoch_order, open_picture, pick_precision, squash, Store, CHUNK
+from artinsight.engine.pictures import open_picture, squash
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store, Store
+from artinsight.loading import dataloaders, epoch_order, CHUNK
 from artinsight.sample import painted_sample
 from artinsight.study import EXPERIMENTS, build_model
 from artinsight.training import make_learner
@@ -161,7 +164,7 @@ def steps_a_second(step):
 
 def precisions(args):
     "Training and inference of ResNet18 at each size and precision, and with --full compiled, on synthetic batches."
-    from artinsight.loading import PRECISIONS
+    from artinsight.engine.precision import PRECISIONS
     rows = []
     for size, n in ((32, 64), (224, 8)):
         for train in (True, False):
@@ -200,7 +203,7 @@ def build(frame, size):
 
 def both_sizes(frame):
     "Pictures a second of building both sizes from one decoding."
-    from artinsight.loading import build_stores
+    from artinsight.engine.store import build_stores
     with tempfile.TemporaryDirectory() as place:
         begin = time.perf_counter()
         build_stores(frame, frame.attrs['root'], [32, 224], place, progress=False)
@@ -283,7 +286,7 @@ def larger_than_memory(args):
 GROWTH = '''
 import json, resource, sys, time
 from artinsight.data import index
-from artinsight.loading import build_store
+from artinsight.engine.store import build_store
 frame = index(sys.argv[1])
 begin = time.perf_counter()
 store = build_store(frame, frame.attrs['root'], 32, sys.argv[2], progress=False)

@@ -47,7 +47,8 @@ def sample():
 def made_by_this_code(folder):
     "Whether a folder holds the five quick runs on the painted sample, trained by the very code that is here."
     from artinsight.study import EXPERIMENTS
-    from artinsight.training import git_commit, read_record
+    from artinsight.engine.runs import git_commit
+    from artinsight.training import read_record
     commit = git_commit()
     if commit is None or commit.endswith('+'): return False
     try: records = [read_record(folder/name) for name in EXPERIMENTS]

@@ -26,10 +26,12 @@ import torch
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import (MAX_BYTES, answer_upload, artinsight_app, artinsight_export, batch_html, build_app, card, check_export, export_run, from_onnx, load_run, open_upload, own_machine, predict_uploads,
-                            read_some, serve, to_hub, to_int8, to_onnx, write_card)
+from artinsight.use.app import MAX_BYTES, answer_upload, artinsight_app, batch_html, build_app, open_upload, own_machine, predict_uploads, serve
+from artinsight.use.card import card, write_card
+from artinsight.use.export import artinsight_export, check_export, export_run, from_onnx, to_hub, to_int8, to_onnx
+from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
-from artinsight.loading import BadPicture
+from artinsight.engine.pictures import BadPicture
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome'))), None)
 
@@ -478,7 +480,7 @@ def test_the_card_tells_figures_and_limits(copied):
 
 
 def test_an_audit_stands_in_card_hub_folder_and_page(copied, sample, tmp_path):
-    from artinsight.audit import audit, limits
+    from artinsight.trust.audit import audit, limits
     said = limits(audit(copied.path, sample, robustness=False, sample=40, device='cpu'))
     assert len(said) > 3 and all(f'- {words}' in card(copied) for words in said)
     to_hub(copied, tmp_path/'hub')

@@ -12,7 +12,8 @@ from artinsight.data import STYLES, folder_name, index
 from artinsight.evaluation import Predictions
 from artinsight.resnet18 import init_name
 from artinsight.study import run_experiment
-from artinsight.training import load_predictions, save_predictions
+from artinsight.engine.runs import save_predictions
+from artinsight.training import load_predictions
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
 

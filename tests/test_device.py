@@ -20,7 +20,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import fastai.callback.progress  # gives a Learner its no_bar
 from artinsight.data import index
-from artinsight.loading import AUGMENTATIONS, augment_batch, build_store, dataloaders, normalise, pick_precision
+from artinsight.engine.augment import AUGMENTATIONS, augment_batch, normalise
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.sample import painted_sample
 
 THERE = ('cuda:0', 'mps:0')

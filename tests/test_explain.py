@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import answer_upload, explain_files, in_batches, list_images, load_run
+from artinsight.use.app import answer_upload
+from artinsight.use.predict import explain_files, in_batches, list_images, load_run
 from machine import scarce, theirs
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from artinsight import app
-from artinsight.app import MADE_BY, Pixels, artinsight_export, export_run, load_run, to_hub, to_torch
+from artinsight.use.export import Pixels, artinsight_export, export_run, to_hub, to_torch
+from artinsight.use.predict import MADE_BY, load_run
 from artinsight.data import index
 from machine import one_line, scarce, theirs
 

@@ -7,10 +7,9 @@ from torch import nn
 
 from artinsight import gradcam
 from artinsight.data import CLASSES, STYLES
-from artinsight.gradcam import (GradCAM, areas, border_mass, captions, confident_mistakes, deletion_insertion, entropy, explain, explanation_picture, gallery,
-                                honesty, honesty_figure, map_grid, map_pictures, mean_interval, mean_maps, overlay, peaks, randomisation_test, rank_correlation,
-                                right_and_wrong, several_models, shift_stability, ssim, two_questions, verdict)
-from artinsight.loading import PRECISIONS
+from artinsight.gradcam import GradCAM, border_mass, captions, confident_mistakes, entropy, explain, explanation_picture, gallery, map_grid, map_pictures, mean_maps, overlay, peaks, right_and_wrong, several_models, two_questions
+from artinsight.trust.maps import areas, deletion_insertion, honesty, honesty_figure, mean_interval, randomisation_test, rank_correlation, shift_stability, ssim, verdict
+from artinsight.engine.precision import PRECISIONS
 
 SIDE, PATCH = 48, 12
 

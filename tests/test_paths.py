@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from artinsight import data
-from artinsight.data import console, run_in_processes
-from artinsight.loading import FORMATS
+from artinsight.engine.console import console
+from artinsight.engine.workers import run_in_processes
+from artinsight.engine.pictures import FORMATS
 from PIL import Image
 
 def put(root, *names):
@@ -204,7 +205,7 @@ def test_no_threads_are_needed(monkeypatch):
 
 ORPHANS = """
 import os, sys, time
-from artinsight.data import run_in_processes
+from artinsight.engine.workers import run_in_processes
 def nap(n):
     time.sleep(.2)
     return os.getpid()
@@ -291,7 +292,8 @@ def test_a_cache_that_is_a_file(monkeypatch, capsys, tmp_path):
 
 NAMES = ['Dürer.jpg', 'ソ.jpg', '\udcff.jpg', '😀.jpg']
 SPEAK = f"""
-from artinsight.data import console, sys
+from artinsight.data import sys
+from artinsight.engine.console import console
 @console
 def speak(times: int = 1, fail: bool = False):
     'Odd names on both streams.'

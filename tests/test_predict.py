@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from artinsight import app
-from artinsight.app import explain_files, load_run, read_some, soften
+from artinsight.use.predict import explain_files, load_run, read_some, soften
 from artinsight.data import CLASSES
 from artinsight.gradcam import GradCAM
-from artinsight.loading import normalise
+from artinsight.engine.augment import normalise
 from artinsight.study import load_model
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 import artinsight, pandas as pd, pytest, torch
 from artinsight import study, training
 from artinsight.data import FOLDERS, index, parts
-from artinsight.loading import PRECISIONS, build_store, dataloaders
+from artinsight.engine.precision import PRECISIONS
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.study import artinsight_evaluate, artinsight_reproduce, artinsight_train, find_experiment, run_experiment, study_runs
-from artinsight.training import Callback, Checkpoint, Experiment, make_learner, read_record, train
+from artinsight.engine.checkpoint import Checkpoint
+from artinsight.training import Callback, Experiment, make_learner, read_record, train
 from fastai.callback.core import CancelBatchException, CancelFitException
 from safetensors.torch import load_file
 from torch import nn
