@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'VERSION', 'Store', 'build_stores', 'build_store']
 
 # %% ../../nbs/engine/05_store.ipynb #3db66008
-import errno, hashlib, json, os, shutil, sys, zlib
+import errno, gc, hashlib, json, os, shutil, sys, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
@@ -253,3 +253,14 @@ def rows(self: Store,
     "Where the pictures of `paths` stand."
     found = pd.Index(self.frame.path).get_indexer(list(paths))
     return found[found >= 0]
+
+# %% ../../nbs/engine/05_store.ipynb #401dbc66
+@patch
+def to_gpu(self: Store, device) -> torch.Tensor | None:  # uint8 (all pictures, size, size, 3), or nothing
+    "All pixels on a GPU, if a quarter of its free memory holds them: one copy, which goes with the last that uses it."
+    if device.type != 'cuda': return None
+    if (held := self.on_gpu.get(device)) is None:
+        gc.collect()  # loaders that earlier runs have left
+        torch.cuda.empty_cache()
+        if self.bytes < torch.cuda.mem_get_info(device)[0] / 4: held = self.on_gpu[device] = self.pixels().to(device)
+    return held
