@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from artinsight import data
 from artinsight.data import COUNTS
+from artinsight.engine import download
 
 import kaggle_server
 from kaggle_server import serve
@@ -181,10 +182,10 @@ def test_space_of_what_is_unpacked_is_not_asked_again(archive, cache, monkeypatc
     shutil.copy(archive, home(cache)/'5.archive')
     size, unpacked = archive.stat().st_size, sum(file.stat().st_size for file in root.rglob('*.jpg'))
     monkeypatch.setattr(data, 'ZIP_BYTES', size)
-    free = data.shutil.disk_usage(cache)._replace(free=size - unpacked + 1000)
-    monkeypatch.setattr(data.shutil, 'disk_usage', lambda place: free)
+    free = shutil.disk_usage(cache)._replace(free=size - unpacked + 1000)
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda place: free)
     with serve(archive) as kaggle: assert whole(fetch(kaggle, cache))
-    data.shutil.rmtree(root)
+    shutil.rmtree(root)
     (home(cache)/'5.complete').unlink()
     with serve(archive) as kaggle, pytest.raises(OSError, match='GB are needed'): fetch(kaggle, cache)
 

@@ -7,9 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from filelock import FileLock
 from artinsight import data, loading, study, training
 from artinsight.data import CLASSES, FOLDERS
+from artinsight.engine import store as storing
+from artinsight.engine.files import atomic_write
+from artinsight.engine.pictures import BadPicture, decode
+from artinsight.engine.store import build_store
+from artinsight.engine.workers import ahead
 
 ROOT = Path(__file__).resolve().parents[1]
 settings = ConfigParser(delimiters=['='])
@@ -141,7 +147,7 @@ def break_pictures(folder):
 
 def test_bad_pictures_are_named_and_counted(tiny, tmp_path, capsys):
     expected, frame = break_pictures(tiny), data.index(tiny)
-    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    store = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     found = dict(zip(store.bad.path, store.bad.reason))
     assert found.keys() == expected.keys() and all(reason in found[path] for path, reason in expected.items()), found
     assert len(store) == len(frame) - 5 and f'5 of {len(frame)} pictures left out' in capsys.readouterr().err
@@ -154,7 +160,7 @@ def test_pictures_without_permission(tiny, capsys):
         frame = data.index(folder)
         closed = folder/frame.path[7]
         closed.chmod(0)
-        with as_nobody(): store = loading.build_store(frame, folder, 32, Path(place)/'store', workers=1)
+        with as_nobody(): store = build_store(frame, folder, 32, Path(place)/'store', workers=1)
         assert list(store.bad.path) == [frame.path[7]] and store.bad.reason[0] == 'permission denied'
 
 def test_one_percent_of_corrupt_pictures(tiny, tmp_path):
@@ -172,18 +178,18 @@ def test_one_percent_of_corrupt_pictures(tiny, tmp_path):
 def test_picture_that_vanished_after_the_store_was_built(tiny, tmp_path, capsys):
     "Its block alone is decoded again, and it is named."
     frame = data.index(tiny)
-    loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     (tiny/frame.path[100]).unlink()
-    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    store = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     assert list(store.bad.path) == [frame.path[100]] and 'no such file' in store.bad.reason[0] and '1/1 blocks' in capsys.readouterr().err
 
 def test_names_on_one_line(tiny, tmp_path, capsys):
     "Line ends and control characters in a bad picture's name are spelled out."
     (tiny/'test/baroque/a\n\x1b[31mb.jpg').write_bytes(b'none')
-    store = loading.build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1)
+    store = build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1)
     said = capsys.readouterr().err
     assert 'left out: test/baroque/a\\n\\x1b[31mb.jpg (not a picture)' in said and '\x1b' not in said
-    with pytest.raises(loading.BadPicture) as caught: loading.decode(f'{tiny}/{store.bad.path[0]}', 32)
+    with pytest.raises(BadPicture) as caught: decode(f'{tiny}/{store.bad.path[0]}', 32)
     assert '\n' not in str(caught.value)
 
 # Machines that lack something
@@ -191,15 +197,18 @@ def test_names_on_one_line(tiny, tmp_path, capsys):
 NO_MORE = """
 import multiprocessing.popen_fork, os, pathlib, resource, sys, threading
 from artinsight import data, loading
+from artinsight.engine.augment import AUGMENTATIONS
+from artinsight.engine.pictures import decode
+from artinsight.engine.store import build_store
 root, store, uid, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 frame = data.index(root)
-loading.decode(f'{root}/{frame.path[0]}', 32)  # Pillow's modules, which this user may not find later
+decode(f'{root}/{frame.path[0]}', 32)  # Pillow's modules, which this user may not find later
 if os.geteuid() == 0: os.setgid(uid); os.setuid(uid)
 resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
-pictures = loading.build_store(frame, root, 32, store, workers=2)
+pictures = build_store(frame, root, 32, store, workers=2)
 loading.FULL_SHUFFLE = 1  # as if the store did not fit in memory: a thread reads ahead
 rows = range(len(pictures))
-dls = loading.dataloaders(pictures, rows[::2], rows[1::4], rows[3::4], loading.AUGMENTATIONS, device='cpu')
+dls = loading.dataloaders(pictures, rows[::2], rows[1::4], rows[3::4], AUGMENTATIONS, device='cpu')
 print(sum(len(y) for x, y in dls.valid), sum(x.isfinite().all().item() for x, y in dls.train))
 """
 
@@ -225,12 +234,12 @@ def test_no_thread_to_read_ahead(monkeypatch):
     def no_thread(*_, **__): raise RuntimeError("can't start new thread")
     monkeypatch.setattr(threading, '_start_new_thread', no_thread, raising=False)
     monkeypatch.setattr(threading, '_start_joinable_thread', no_thread, raising=False)
-    assert list(loading.ahead(lambda i: i*i, range(9))) == [i*i for i in range(9)]
-    with pytest.raises(ZeroDivisionError): list(loading.ahead(lambda i: 1//i, [1, 0]))
+    assert list(ahead(lambda i: i*i, range(9))) == [i*i for i in range(9)]
+    with pytest.raises(ZeroDivisionError): list(ahead(lambda i: 1//i, [1, 0]))
 
 def test_no_thread_to_check_a_store(tiny, tmp_path, monkeypatch):
     frame = data.index(tiny)
-    before = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
+    before = build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
     with open(before.file, 'r+b') as file: file.write(b'spoilt')
     def no_thread(*_, **__): raise RuntimeError("can't start new thread")
     threads = torch.get_num_threads()
@@ -238,47 +247,47 @@ def test_no_thread_to_check_a_store(tiny, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(threading, '_start_new_thread', no_thread, raising=False)
             patch.setattr(threading, '_start_joinable_thread', no_thread, raising=False)
-            after = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
+            after = build_store(frame, tiny, 32, tmp_path/'store', workers=1, progress=False)
         assert torch.get_num_threads() == 1 or threads == 1
     finally: torch.set_num_threads(threads)
-    assert (after.pixels()[0].numpy() == loading.decode(tiny/frame.path[0], 32)).all()
+    assert (after.pixels()[0].numpy() == decode(tiny/frame.path[0], 32)).all()
 
 def test_a_worker_killed_for_memory(tiny, tmp_path, monkeypatch, capsys):
     "What the kernel does to the largest process: the store is whole all the same, and one line tells of it."
-    parent, block = os.getpid(), loading._decode_block
+    parent, block = os.getpid(), storing._decode_block
     def killed(root, paths, start, targets):
         if os.getpid() != parent and start == 0: os.kill(os.getpid(), signal.SIGKILL)
         return block(root, paths, start, targets)
     frame = data.index(tiny)
-    monkeypatch.setattr(loading, '_decode_block', killed)
-    store = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=2)
+    monkeypatch.setattr(storing, '_decode_block', killed)
+    store = build_store(frame, tiny, 32, tmp_path/'store', workers=2)
     assert 'killed perhaps for lack of memory' in capsys.readouterr().err
     rows = [0, len(frame) - 1]
-    known = [loading.decode(tiny/frame.path[row], 32) for row in rows]
+    known = [decode(tiny/frame.path[row], 32) for row in rows]
     assert (store.read(rows).permute(0, 2, 3, 1).numpy() == known).all()
 
 def test_a_folder_for_stores_that_cannot_be_written(tiny, tmp_path):
     "A read-only disk, a file in the place of a folder: one line that names another way."
     (tmp_path/'file').write_text('')
     with pytest.raises(OSError, match='cannot be written .* name another folder, for instance in ARTINSIGHT_CACHE'):
-        loading.build_store(data.index(tiny), tiny, 32, tmp_path/'file', workers=1)
+        build_store(data.index(tiny), tiny, 32, tmp_path/'file', workers=1)
     with small_disk(tmp_path/'small', 8, ',ro') as small, pytest.raises(OSError, match='Read-only .* ARTINSIGHT_CACHE'):
-        loading.build_store(data.index(tiny), tiny, 32, small/'stores', workers=1)
+        build_store(data.index(tiny), tiny, 32, small/'stores', workers=1)
 
 def test_a_whole_store_on_a_read_only_disk(tiny, tmp_path):
     "As a course shares it: nothing is to be written, so nothing is."
     frame = data.index(tiny)
     with small_disk(tmp_path/'small', 8) as small:
-        before = loading.build_store(frame, tiny, 32, small, workers=1, progress=False)
+        before = build_store(frame, tiny, 32, small, workers=1, progress=False)
         subprocess.run(['mount', '-o', 'remount,ro', str(small)], check=True)
-        after = loading.build_store(frame, tiny, 32, small, workers=1, progress=False)
+        after = build_store(frame, tiny, 32, small, workers=1, progress=False)
         assert len(after) == len(before) and (after.read([0]) == before.read([0])).all()
         del before, after  # which hold the disk
 
 def test_a_store_below_home(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     frame = data.index(tiny)
-    store = loading.build_store(frame, '~/tiny', 32, '~/stores', workers=1, progress=False)
+    store = build_store(frame, '~/tiny', 32, '~/stores', workers=1, progress=False)
     assert store.folder.parent == tmp_path/'stores' and len(store) == len(frame)
 
 # The store
@@ -286,7 +295,7 @@ def test_a_store_below_home(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize('how', ['flipped', 'truncated', 'longer', 'journal', 'no journal'])
 def test_damaged_store_is_found_and_rebuilt(tiny, tmp_path, capsys, how):
     frame = data.index(tiny)
-    good = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    good = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     before, journal = good.file.read_bytes(), good.journal.read_text()
     spoiled = bytearray(before)
     if how == 'flipped': spoiled[len(before)//2] ^= 4
@@ -296,14 +305,14 @@ def test_damaged_store_is_found_and_rebuilt(tiny, tmp_path, capsys, how):
     if how == 'journal': good.journal.write_text(journal[:len(journal)//2])
     if how == 'no journal': good.journal.unlink()
     capsys.readouterr()
-    again = loading.build_store(frame, tiny, 32, tmp_path/'store', workers=1)
+    again = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
     assert again.file.read_bytes() == before and again.journal.read_text() == journal
     if how in ('flipped', 'truncated'): assert 'are damaged: decoding them again' in capsys.readouterr().err
 
 def test_no_space_for_the_store(tiny, tmp_path):
     frame = data.index(tiny)
     with small_disk(tmp_path/'small', 1) as small:
-        with pytest.raises(OSError, match=r'needs .* MB, .* MB are free: free some, or name another folder'): loading.build_store(frame, tiny, 64, small/'store', workers=1)
+        with pytest.raises(OSError, match=r'needs .* MB, .* MB are free: free some, or name another folder'): build_store(frame, tiny, 64, small/'store', workers=1)
         assert not list(small.rglob('*.*'))
 
 def test_no_space_for_the_run(script, tiny, tmp_path):
@@ -329,7 +338,7 @@ def test_runs_folder_without_permission(tiny, tmp_path):
 def test_atomic_write_leaves_nothing_on_errors(tmp_path):
     (tmp_path/'kept').write_text('old')
     with pytest.raises(KeyError):
-        with data.atomic_write(tmp_path/'kept') as unfinished:
+        with atomic_write(tmp_path/'kept') as unfinished:
             unfinished.write_text('half')
             raise KeyError
     assert (tmp_path/'kept').read_text() == 'old' and [p.name for p in tmp_path.iterdir() if p.is_file()] == ['kept']
@@ -339,7 +348,7 @@ def test_atomic_write_leaves_nothing_on_errors(tmp_path):
 def small_start(tiny, tmp_path, model=None, **changes):
     "Recipe, network and loaders of a small training, the store in the test's folder."
     recipe = replace(training.Experiment('small', 'simple_cnn', epochs=1, batch_size=32, lr=.01), **changes)
-    store = loading.build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1, progress=False)
+    store = build_store(data.index(tiny), tiny, 32, tmp_path/'store', workers=1, progress=False)
     rows = np.arange(len(store))
     dls = loading.dataloaders(store, rows[::2], rows[1::4], rows[3::4], (), recipe.batch_size, 'cpu')
     return recipe, model or torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(192, 20)), dls
@@ -349,7 +358,7 @@ def small_training(tiny, tmp_path, model=None, cbs=(), **changes):
     recipe, model, dls = small_start(tiny, tmp_path, model, **changes)
     return training.train(recipe, model, dls, tmp_path/'run', cbs=cbs), dls
 
-class Spoil(training.Callback):
+class Spoil(Callback):
     "Make the loss of the third batch of the second epoch not a number."
     def after_loss(self):
         if self.training and self.epoch == 1 and self.iter == 2: self.learn.loss = self.learn.loss_grad = self.learn.loss*math.nan
@@ -459,7 +468,7 @@ def test_nothing_in_the_package_unpickles_blindly():
     "Every torch.load is weights_only, every np.load without pickle; pickle and its kin are not imported, no text is run as code."
     wanted = {'torch.load': 'weights_only=True', 'np.load': 'allow_pickle=False'}
     found = []
-    for module in (ROOT/'artinsight').glob('*.py'):
+    for module in (ROOT/'artinsight').rglob('*.py'):
         for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {name.name.split('.')[0] for name in node.names} | {(getattr(node, 'module', '') or '').split('.')[0]}

@@ -7,8 +7,11 @@ from PIL import Image
 from fastai.optimizer import OptimWrapper
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from artinsight import data, loading, study, training
+from artinsight import data, study, training
 from artinsight.data import CLASSES, FOLDERS, STYLES
+from artinsight.engine.checkpoint import Checkpoint
+from artinsight.engine.runs import copy_weights, save_predictions
+from artinsight.engine.store import BLOCK, build_store
 
 MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=200)
@@ -128,7 +131,7 @@ def written_predictions(folder, n=40):
     "A run folder with sound predictions."
     folder.mkdir(exist_ok=True)
     part = [f'test/AI_SD_baroque/1-{i}-3.jpg' for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
-    training.save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
+    save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
     return folder/'predictions.npz'
 
 @settings(MANY, max_examples=600)
@@ -188,13 +191,13 @@ class Learning:
 
 def written_checkpoint(file):
     "A checkpoint after an epoch, and the weights in it."
-    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
+    learn, checkpoint = Learning(), Checkpoint(file, 'here', 3)
     learn.model(torch.ones(2, 4)).sum().backward()
     learn.opt.step()
-    checkpoint.rows, checkpoint.best_weights = [{'epoch': 0, 'valid_loss': 1.}], training.copy_weights(learn.model)
+    checkpoint.rows, checkpoint.best_weights = [{'epoch': 0, 'valid_loss': 1.}], copy_weights(learn.model)
     checkpoint.learn = learn
     checkpoint.write()
-    return training.copy_weights(learn.model)
+    return copy_weights(learn.model)
 
 @settings(MANY, max_examples=400)
 @given(FLIPS, CUT)
@@ -204,8 +207,8 @@ def test_damaged_checkpoint_is_not_believed(tmp_path_factory, flips, cut):
     saved = written_checkpoint(file)
     sound = file.read_bytes()
     file.write_bytes(damage(sound, flips, cut))
-    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
-    before = training.copy_weights(learn.model)
+    learn, checkpoint = Learning(), Checkpoint(file, 'here', 3)
+    before = copy_weights(learn.model)
     expected = saved if checkpoint.read(learn) else before
     assert all((expected[name] == value).all() for name, value in learn.model.state_dict().items())
     assert checkpoint.rows in ([], [{'epoch': 0, 'valid_loss': 1.}])
@@ -215,7 +218,7 @@ def small_store(tmp_path_factory):
     "A store of two blocks, its pictures, one of them bad."
     root = tmp_path_factory.mktemp('pictures')
     (root/'train/baroque').mkdir(parents=True)
-    for number in range(loading.BLOCK + 6): Image.new('RGB', (8, 8), (number, 0, 0)).save(root/f'train/baroque/a_{number}.png')
+    for number in range(BLOCK + 6): Image.new('RGB', (8, 8), (number, 0, 0)).save(root/f'train/baroque/a_{number}.png')
     (root/'train/baroque/a_3.png').write_bytes(b'no picture')
     return data.index(root), root, tmp_path_factory.mktemp('store')
 
@@ -224,10 +227,10 @@ def small_store(tmp_path_factory):
 def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):
     "Whatever the journal says, the pixels are those of the pictures."
     frame, root, folder = small_store
-    store = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
+    store = build_store(frame, root, 8, folder, workers=1, progress=False)
     pixels, journal = store.file.read_bytes(), store.journal.read_bytes()
     store.journal.write_bytes(damage(journal, flips, cut) if lines is None else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
-    again = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
+    again = build_store(frame, root, 8, folder, workers=1, progress=False)
     assert again.file.read_bytes() == pixels and list(again.bad.path) == ['train/baroque/a_3.png']
 
 def test_at_least_two_thousand_cases():

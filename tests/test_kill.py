@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pandas as pd
+from fastai.callback.core import Callback
+from safetensors import safe_open
+from safetensors.torch import load_file
+
 from artinsight import data, loading, study, training
+from artinsight.engine import store as storing
+from artinsight.engine.checkpoint import Checkpoint
 
 import kaggle_server
 from kaggle_server import serve
@@ -73,24 +80,24 @@ def contents(folder, names='*'): return {str(p.relative_to(folder)): p.read_byte
 
 # The store
 
-decode_block = loading._decode_block
+decode_block = storing._decode_block
 
 def noted(root, paths, begin, targets):
     "Decode a block and note it."
     result = decode_block(root, paths, begin, targets)
-    with open(os.environ['NOTES'], 'a') as file: file.write(f'{begin//loading.BLOCK}\n')
+    with open(os.environ['NOTES'], 'a') as file: file.write(f'{begin//storing.BLOCK}\n')
     return result
 
 def build(frame, root, folder, workers, log):
     "In the victim: build a store, noting each block that is decoded."
-    os.environ['NOTES'], loading._decode_block = str(log), noted
-    loading.build_store(frame, root, 32, folder, workers=workers, progress=False)
+    os.environ['NOTES'], storing._decode_block = str(log), noted
+    storing.build_store(frame, root, 32, folder, workers=workers, progress=False)
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
     frame, folder = data.index(sample).iloc[::4].reset_index(drop=True), tmp_path/'store'
-    loading.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
+    storing.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
     def journal(): return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
     def wipe(): shutil.rmtree(folder, ignore_errors=True)
     def check(): assert contents(folder) == contents(tmp_path/'reference')
@@ -126,7 +133,7 @@ def test_download(start, tmp_path, request):
 
 # Training
 
-class Note(training.Callback):
+class Note(Callback):
     "Write the number of each epoch that begins."
     def __init__(self, log): self.log = log
     def before_epoch(self):
@@ -138,7 +145,7 @@ def fit(store, run, log):
     "In the victim: train a small network on a store that is there."
     import torch
     frame, root, folder = store
-    pictures = loading.build_store(frame, root, 32, folder, workers=1, progress=False)
+    pictures = storing.build_store(frame, root, 32, folder, workers=1, progress=False)
     torch.manual_seed(0)
     layers = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(128, 20)
     rows = range(len(frame))
@@ -149,7 +156,7 @@ def epochs_done(run):
     "Epochs in the checkpoint."
     file = Path(run)/'checkpoint.safetensors'
     if not file.exists(): return []
-    with training.safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
+    with safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
 
 def test_training(start, sample, tmp_path, request):
     "The same weights and predictions to the bit, the same losses; no finished epoch is trained again."
@@ -160,10 +167,10 @@ def test_training(start, sample, tmp_path, request):
     assert reference.exitcode == 0
     run = tmp_path/'run'
     wipe = lambda: shutil.rmtree(run, ignore_errors=True)
-    expected = training.load_file(tmp_path/'reference/model.safetensors')
-    def losses(folder): return training.pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']]
+    expected = load_file(tmp_path/'reference/model.safetensors')
+    def losses(folder): return pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']]
     def check():
-        weights = training.load_file(run/'model.safetensors')
+        weights = load_file(run/'model.safetensors')
         assert weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
         for part in ('validation', 'test'):
             for one, other in zip(training.load_predictions(tmp_path/'reference', part), training.load_predictions(run, part)): assert (one == other).all()
@@ -183,12 +190,12 @@ def noted_predictions(*args):
     with open(os.environ['NOTES'], 'a') as file: file.write('predictions\n')
     save_run(*args)
 
-before_epoch, save_run = training.Checkpoint.before_epoch, training.save_run
+before_epoch, save_run = Checkpoint.before_epoch, training.save_run
 
 def experiment(recipe, root, runs, cache, pause, log):
     "In the victim: what artinsight_train does; each evaluation takes `pause` seconds longer, so that a kill can meet it."
     os.environ.update(NOTES=str(log), ARTINSIGHT_CACHE=str(cache))
-    loading._decode_block, training.Checkpoint.before_epoch, training.save_run = noted, noted_epoch, noted_predictions
+    storing._decode_block, Checkpoint.before_epoch, training.save_run = noted, noted_epoch, noted_predictions
     evaluate = study.evaluate
     study.evaluate = lambda *args: (time.sleep(pause), evaluate(*args))[1]
     study.run_experiment(recipe, data.index(root), runs, 'none', 'cpu')
@@ -212,7 +219,7 @@ class Trial:
         "The same record but for times, the same weights, and nothing that a kill left."
         one, other = (training.read_record(folder) for folder in (self.reference/'simple_cnn', self.run))
         for part in ('experiment', 'data', 'validation', 'test', 'best_epoch'): assert one[part] == other[part], part
-        weights = [training.load_file(folder/'model.safetensors') for folder in (self.reference/'simple_cnn', self.run)]
+        weights = [load_file(folder/'model.safetensors') for folder in (self.reference/'simple_cnn', self.run)]
         assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
         assert {p.name for p in self.run.iterdir()} == {'.lock', 'record.json', 'model.safetensors', 'predictions.npz', 'history.csv'}
 

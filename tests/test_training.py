@@ -10,9 +10,13 @@ from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
 from artinsight.study import artinsight_evaluate, artinsight_reproduce, artinsight_train, find_experiment, run_experiment, study_runs
-from artinsight.engine.checkpoint import Checkpoint
-from artinsight.training import Callback, Experiment, make_learner, read_record, train
-from fastai.callback.core import CancelBatchException, CancelFitException
+from artinsight.engine import checkpoint as checkpoints, runs as runs_module
+from artinsight.engine.checkpoint import Checkpoint, save_weights
+from artinsight.engine.runs import git_commit
+from artinsight.training import Experiment, make_learner, read_record, train
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException
+from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -101,7 +105,7 @@ def test_half_precision_goes_on_with_the_scale_of_its_losses(loaders, tmp_path, 
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     train(recipe, network(1000.), loaders(), whole)
     with pytest.raises(KeyboardInterrupt): train(recipe, network(1000.), loaders(), broken, cbs=[Stop(2)])
-    with training.safe_open(broken / 'checkpoint.safetensors', 'pt') as opened: scale = json.loads(opened.metadata()['scale'])
+    with safe_open(broken / 'checkpoint.safetensors', 'pt') as opened: scale = json.loads(opened.metadata()['scale'])
     assert scale['scale'] < 65536, 'no gradient overflowed: this test shows nothing'
     train(recipe, network(1000.), loaders(), broken)
     one, other = (load_file(folder / 'model.safetensors') for folder in (whole, broken))
@@ -125,9 +129,9 @@ def test_a_checkpoint_of_an_older_version_is_begun_anew(loaders, tmp_path, capsy
     with pytest.raises(KeyboardInterrupt): train(RECIPE, network(), loaders(), tmp_path, 'fp32', [Stop(2)])
     file = tmp_path / 'checkpoint.safetensors'
     tensors = load_file(file)
-    with training.safe_open(file, 'pt') as opened: told = opened.metadata()
+    with safe_open(file, 'pt') as opened: told = opened.metadata()
     for wrong in ({name: text for name, text in told.items() if name != 'scale'}, {**told, 'scale': '{"scale": 1}'}):
-        training.save_weights(file, tensors, wrong)
+        save_weights(file, tensors, wrong)
         assert not Checkpoint(file, told['start'], 3).read(make_learner(RECIPE, network(), loaders(), PRECISIONS['fp32']))
 
 
@@ -241,7 +245,7 @@ def test_where_no_run_can_be_kept_is_told_before_a_picture_is_decoded(tiny, tmp_
 def test_a_file_system_that_cannot_lock(tiny, tmp_path, said, monkeypatch, error):
     "Before: filelock's NotImplementedError ended in a traceback."
     def acquire(*_, **__): raise error
-    monkeypatch.setattr(training.FileLock, 'acquire', acquire)
+    monkeypatch.setattr(FileLock, 'acquire', acquire)
     code, out, err = said(artinsight_train, 'simple_cnn', '--quick', '--data', tiny, '--runs', tmp_path / 'runs')
     assert code == 2 and len(err.splitlines()) == 1 and 'another --runs folder' in err, err
 
@@ -267,7 +271,7 @@ def test_a_disk_that_is_full_is_one_line(tiny, tmp_path, said, monkeypatch, what
         return written(path)
     words = 'simple_cnn', '--quick', '--data', tiny, '--runs', tmp_path / 'runs'
     with monkeypatch.context() as patch:
-        patch.setattr(training, 'atomic_write', full)
+        for module in (training, runs_module, checkpoints): patch.setattr(module, 'atomic_write', full)
         code, out, err = said(artinsight_train, *words)
     assert (code, out) == (2, '') and 'No space left' in err.splitlines()[-1] and 'Traceback' not in err, err
     assert said(artinsight_train, *words)[0] == 0
@@ -304,7 +308,7 @@ def other_repository(tmp_path):
 def commit_of(package, monkeypatch):
     "What a record says where the code that runs lies in this folder."
     monkeypatch.setattr(artinsight, '__file__', str(package / '__init__.py'))
-    return training.git_commit()
+    return git_commit()
 
 
 @pytest.mark.parametrize('committed', [False, True], ids=['untracked', 'committed by them'])
@@ -330,10 +334,10 @@ def test_our_own_repository_and_changes_in_it(other_repository, monkeypatch):
 
 def test_a_hook_of_another_repository_does_not_mislead(other_repository, monkeypatch):
     "Before: inside a git hook, which sets GIT_DIR, the hook's repository was taken for ours."
-    told = training.git_commit()
+    told = git_commit()
     monkeypatch.setenv('GIT_DIR', str(other_repository / '.git'))
     monkeypatch.setenv('GIT_WORK_TREE', str(other_repository))
-    assert training.git_commit() == told != git(other_repository, 'rev-parse', 'HEAD')
+    assert git_commit() == told != git(other_repository, 'rev-parse', 'HEAD')
 
 
 def project(place):
@@ -375,7 +379,8 @@ def test_a_wheel_can_be_built_from_the_sdist(tmp_path):
     assert {'settings.ini', 'setup.py', 'README.md', 'LICENSE'} <= {file.name for file in unpacked.iterdir()}
     with zipfile.ZipFile(build(unpacked, 'wheel')) as wheel:
         held = set(wheel.namelist())
-        assert {f'artinsight/{file.name}' for file in (ROOT / 'artinsight').glob('*.*') if file.suffix in ('.py', '.csv')} <= held
+        ours = [file for file in (ROOT / 'artinsight').rglob('*.*') if file.suffix in ('.py', '.csv')]
+        assert {file.relative_to(ROOT).as_posix() for file in ours} <= held
         [scripts] = [name for name in held if name.endswith('entry_points.txt')]
         assert 'artinsight_train = artinsight.study:artinsight_train' in wheel.read(scripts).decode()
 
