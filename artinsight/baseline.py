@@ -19,8 +19,9 @@ def simple_cnn(
     size: int = 32,  # pixels; divisible by 4
     classes: int = 20,  # outputs
 ) -> nn.Sequential:  # takes (n, 3, size, size), gives logits (n, classes)
-    "Two blocks of convolution, ReLU and max pooling, then one linear layer; ValueError for a size that 4 does not divide."
-    if size % 4: raise ValueError(f'the simple CNN halves a picture twice: its size must be divisible by 4, {size} is not')
+    "Two blocks of convolution, ReLU and max pooling, one linear layer; ValueError for a size that 4 does not divide."
+    if size % 4:
+        raise ValueError(f'the simple CNN halves a picture twice: its size must be divisible by 4, {size} is not')
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -37,8 +38,10 @@ def layer_table(
     rows = []
     def note(name, layer, given, output):
         weights = list(layer.parameters())
-        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)))
-    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in model.named_modules() if name and name.count('.') < depth]
+        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), sum(w.numel() for w in weights),
+                     sum(w.numel() for w in weights if w.requires_grad)))
+    hooks = [layer.register_forward_hook(partial(note, name))
+             for name, layer in model.named_modules() if name and name.count('.') < depth]
     was_training = model.training
     try: model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     finally:

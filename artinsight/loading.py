@@ -60,9 +60,12 @@ class Pictures:
 # %% ../nbs/02_loading.ipynb #aafa58fd
 class BatchLoader(DataLoader):
     "A fastai `DataLoader` that reads, augments and normalises whole batches on the device."
-    def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, augment=(), seed=0, device=None, epoch=0, **kwargs):
-        if unknown := set(augment) - set(AUGMENTATIONS): raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {AUGMENTATIONS}')
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, device=device or torch.device('cpu'), **{**kwargs, 'num_workers': 0})
+    def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, augment=(), seed=0, device=None, epoch=0,
+                 **kwargs):
+        if unknown := set(augment) - set(AUGMENTATIONS):
+            raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {AUGMENTATIONS}')
+        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, device=device or torch.device('cpu'),
+                         **{**kwargs, 'num_workers': 0})
         self.augment, self.seed, self.epoch, self.n_inp = tuple(augment), seed, epoch, 1
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -78,7 +81,7 @@ class BatchLoader(DataLoader):
         return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
-CACHE = 2 ** 21  # bytes of pictures that go through augmentation at once: enough to be worth a call, few enough for a CPU's cache
+CACHE = 2 ** 21  # bytes that are augmented at once: enough to be worth a call, few enough for a CPU's cache
 
 @patch
 def before_iter(self: BatchLoader):
@@ -102,9 +105,10 @@ def finish_pictures(self: BatchLoader, x):
     for few, place in zip(x.split(part), out.split(part)): normalise(augment_batch(few, steps, self.generator), place)
     return out
 
+# %% ../nbs/02_loading.ipynb #6f235a36
 @patch
 def create_batches(self: BatchLoader, samps):
-    "Read and finish several small batches at once; for a GPU, and from stores that may not fit in memory, reading works ahead in a thread."
+    "Read and finish several small batches at once; for a GPU, and from large stores, a thread reads ahead."
     several = self.bs * max(CACHE // (self.bs * self.dataset.store.picture_bytes), 1)
     read = lambda places: self.dataset.batch(np.array(places), self.device)
     groups = chunked(samps, several)
@@ -134,7 +138,8 @@ def dataloaders(
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     sets = [Pictures(store, rows) for rows in (train, valid, test) if rows is not None]
     training = BatchLoader(sets[0], batch_size, True, len(sets[0]) >= batch_size, augment, seed, device)
-    return ArtLoaders(training, *(BatchLoader(pictures, batch_size, device=device) for pictures in sets[1:]), device=device)
+    return ArtLoaders(training, *(BatchLoader(pictures, batch_size, device=device) for pictures in sets[1:]),
+                      device=device)
 
 # %% ../nbs/02_loading.ipynb #fd67ac8c
 @patch
@@ -148,6 +153,7 @@ def show_batch(self: BatchLoader, b=None, max_n=9, ctxs=None, show=True, titles=
         ax.set_title(title, fontsize=6)
         ax.axis('off')
 
+# %% ../nbs/02_loading.ipynb #bc1b9cc0
 @patch
 def show_results(self: BatchLoader, b, out, max_n=9, **kwargs):
     "Show pictures of a batch with true and predicted class names, `out` being class numbers."

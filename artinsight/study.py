@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'find_experiment', 'build_model', 'load_experiment', 'load_model', 'open_store', 'loaders_of',
-           'finished', 'describe_data', 'make_ready', 'score', 'finish', 'run_experiment', 'reproduce', 'study_runs',
-           'show_records', 'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
+           'finished', 'score', 'finish', 'run_experiment', 'reproduce', 'study_runs', 'artinsight_train',
+           'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #0eb0ffcd
 import gc, json, re, sys, time
@@ -46,7 +46,8 @@ def find_experiment(
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
     if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
-    if batch_size is not None and batch_size < 1: raise ValueError(f'a batch holds at least one picture, not {batch_size}')
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f'a batch holds at least one picture, not {batch_size}')
     experiment = replace(EXPERIMENTS[name], seed=seed)
     if quick: experiment = experiment.quick_version()
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
@@ -54,7 +55,7 @@ def find_experiment(
 # %% ../nbs/08_study.ipynb #2faa160b
 def build_model(
     experiment: Experiment,
-    init: str = 'imagenet',  # first weights of a ResNet18: 'imagenet', 'none' or a file; the simple CNN always starts from scratch
+    init: str = 'imagenet',  # first weights of a ResNet18: 'imagenet', 'none' or a file; not for the simple CNN
 ) -> nn.Module:  # on the CPU
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18.resnet18`."
     torch.manual_seed(experiment.seed)
@@ -70,7 +71,8 @@ def load_experiment(
     if not isinstance(told, dict) or set(told) != set(kinds) or told['model'] not in ('simple_cnn', 'resnet18'):
         raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    wrong = [name for name, value in values.items() if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],))]
+    wrong = [name for name, value in values.items()
+             if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],))]
     if wrong or not 0 < values['size'] <= 1024 or not re.fullmatch(r'[\w-]+', values['name']):
         raise ValueError(f'the recipe in the record is damaged: look at its {wrong[0] if wrong else "size and name"}')
     return Experiment(**values)
@@ -85,7 +87,8 @@ def load_model(
     try:
         model = build_model(experiment, 'none')
         model.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError, AttributeError, TypeError) as error: raise ValueError(f'{file} is damaged or belongs to another model') from error
+    except (SafetensorError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f'{file} is damaged or belongs to another model') from error
     return model.eval()
 
 # %% ../nbs/08_study.ipynb #74bc7eed
@@ -108,7 +111,9 @@ def loaders_of(
     "Loaders of a recipe; pictures that could not be decoded are left out. ValueError where a part has none left."
     rows = {name: store.rows(part.path) for name, part in three.items()}
     for name, readable in rows.items():
-        if not len(readable): raise ValueError(f'not one {name} picture could be read: {len(store.bad)} are damaged, the first is {store.bad.path.iloc[0]}')
+        if not len(readable):
+            raise ValueError(f'not one {name} picture could be read: {len(store.bad)} are damaged, the first is '
+                             f'{store.bad.path.iloc[0]}')
     return dataloaders(store, rows['train'], rows['validation'], rows['test'], augment=experiment.augment,
                        batch_size=experiment.batch_size, device=device, seed=experiment.seed)
 
@@ -129,7 +134,7 @@ def finished(
     return record
 
 # %% ../nbs/08_study.ipynb #2d997ffa
-def describe_data(
+def _describe_data(
     frame: pd.DataFrame,  # an index
     three: dict,  # as data.parts returns
     store,  # its pictures
@@ -143,7 +148,7 @@ def describe_data(
             'no_validation': unseen, 'excluded': store.bad.to_dict('records')}
 
 # %% ../nbs/08_study.ipynb #ba99a2df
-def make_ready(
+def _make_ready(
     experiment: Experiment,
     frame: pd.DataFrame,  # an index
     device: str | None = None,  # None: the best one there is
@@ -174,12 +179,12 @@ def finish(
 def _train_run(run, experiment, frame, model, init, sha, device, precision, resume):
     "Prepare, train, evaluate and record a run whose folder we hold."
     began = time.perf_counter()
-    three, store, dls = make_ready(experiment, frame, device)
+    three, store, dls = _make_ready(experiment, frame, device)
     old = ['record.json', 'audit.json'] + ([] if resume else ['checkpoint.safetensors'])
     for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
     summary = train(experiment, model, dls, run, precision)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
-    return finish(run, experiment, {'init': init, 'data': describe_data(frame, three, store, sha), **summary, **about})
+    return finish(run, experiment, {'init': init, 'data': _describe_data(frame, three, store, sha), **summary, **about})
 
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
@@ -195,7 +200,8 @@ def run_experiment(
     run, init = user_path(runs) / experiment.name, 'none' if experiment.model == 'simple_cnn' else init_name(weights)
     told = init, fingerprint(frame)
     if resume and (done := finished(run, experiment, *told)): return done
-    pick_precision(find_device(device), experiment.size, precision)  # like wrong weights, told before anything is written
+    pick_precision(find_device(device), experiment.size,
+                   precision)  # like wrong weights, told before anything is written
     model = build_model(experiment, weights)
     with run_lock(run):
         done = finished(run, experiment, *told) if resume else None  # another process was faster
@@ -213,15 +219,18 @@ def reproduce(
 ) -> list:  # five run records, in the study's order
     "The whole study, skipping what is done; ValueError and OSError say what to do."
     frame = index(data)
-    if frame.attrs['missing']: print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is {frame.attrs['missing'][0]}", file=sys.stderr)
-    return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device, resume=resume) for name in EXPERIMENTS]
+    if frame.attrs['missing']:
+        print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is "
+              f"{frame.attrs['missing'][0]}", file=sys.stderr)
+    return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device, resume=resume)
+            for name in EXPERIMENTS]
 
 # %% ../nbs/08_study.ipynb #c1a5e002
 def study_runs(
     runs,  # folder of runs
     names: list = EXPERIMENTS,  # experiments to train where no run is finished
 ) -> list:  # folders of the finished runs, in the study's order
-    "The study's finished runs; where there are none, quick ones are trained on the painted sample, by one process at a time."
+    "The study's finished runs; where there are none, one process trains quick ones on the painted sample."
     runs = user_path(runs)
     def there(): return [runs / name for name in EXPERIMENTS if (runs / name / 'record.json').exists()]
     if not there():
@@ -233,7 +242,7 @@ def study_runs(
     return there()
 
 # %% ../nbs/08_study.ipynb #b6042104
-def show_records(
+def _show_records(
     records: list,  # run records
     as_json: bool,
     steps: pd.DataFrame | None = None,  # what evaluation.ladder says of them
@@ -259,8 +268,9 @@ def artinsight_train(
 ):
     "Train one experiment, or continue it, and print its figures."
     experiment, frame = find_experiment(name, quick, seed, batch_size), index(data_folder(data))
-    with redirect_stdout(sys.stderr): record = run_experiment(experiment, frame, runs, weights, device, precision, resume)
-    show_records([record], json)
+    with redirect_stdout(sys.stderr):
+        record = run_experiment(experiment, frame, runs, weights, device, precision, resume)
+    _show_records([record], json)
 
 # %% ../nbs/08_study.ipynb #37827470
 @console
@@ -276,7 +286,7 @@ def artinsight_reproduce(
 ):
     "Run all five experiments, skip what is done, and print the summary."
     with redirect_stdout(sys.stderr): records = reproduce(data_folder(data), runs, quick, weights, seed, device, resume)
-    show_records(records, json, ladder(user_path(runs)))
+    _show_records(records, json, ladder(user_path(runs)))
 
 # %% ../nbs/08_study.ipynb #c68befc6
 @console
@@ -287,5 +297,5 @@ def artinsight_evaluate(
     "Compute a run's test figures again from its saved predictions, each with its 95 % interval."
     record = read_record(run)
     ids, target, probs = load_predictions(run)
-    show_records([{**record, 'test': evaluate(target, probs, ids)}], json)
+    _show_records([{**record, 'test': evaluate(target, probs, ids)}], json)
     if not json: print('\n' + bootstrap(Predictions(target, probs, ids)).round(4).to_string())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'Experiment', 'KeepFrozen', 'load_predictions', 'has_predictions', 'write_record', 'read_record',
-           'make_learner', 'summarise', 'train', 'prepare', 'fit', 'out_of_memory', 'save_run']
+           'make_learner', 'summarise', 'prepare', 'fit', 'out_of_memory', 'save_run', 'train']
 
 # %% ../nbs/03_training.ipynb #9ad46282
 import json, sys
@@ -21,6 +21,8 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import noop, patch
+
+# %% ../nbs/03_training.ipynb #5a9aee19
 from torch import nn
 
 # %% ../nbs/03_training.ipynb #5312a153
@@ -64,7 +66,9 @@ class KeepFrozen(Callback):
     "Keep every BatchNorm whose weights are frozen in evaluation mode, so that its statistics are frozen too."
     def before_train(self):
         for layer in self.model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(weight.requires_grad for weight in layer.parameters()): layer.eval()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(weight.requires_grad
+                                                                              for weight in layer.parameters()):
+                layer.eval()
 
 # %% ../nbs/03_training.ipynb #b313a12e
 def load_predictions(
@@ -75,11 +79,15 @@ def load_predictions(
     file = user_path(run) / 'predictions.npz'
     if not file.is_file(): raise FileNotFoundError(f'no predictions in {run}: train it with artinsight_train')
     try:
-        with np.load(file, allow_pickle=False) as saved: ids, target, probs = (saved[f'{part}_{name}'] for name in ('id', 'target', 'probs'))
-    except Exception as error: raise ValueError(f'{file} is damaged or has no {part} part ({type(error).__name__})') from error  # a damaged archive raises anything
+        with np.load(file, allow_pickle=False) as saved:
+            ids, target, probs = (saved[f'{part}_{name}'] for name in ('id', 'target', 'probs'))
+    except Exception as error:  # a damaged archive raises anything
+        raise ValueError(f'{file} is damaged or has no {part} part ({type(error).__name__})') from error
     kinds = ids.dtype.kind + target.dtype.kind + probs.dtype.kind
-    if kinds != 'Uif' or not np.isfinite(probs).all() or not np.isin(target, range(len(CLASSES))).all(): raise ValueError(f'{file} is damaged: these are no predictions')
-    if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), len(CLASSES)): raise ValueError(f'{file} holds arrays of other shapes: it was made with other classes')
+    if kinds != 'Uif' or not np.isfinite(probs).all() or not np.isin(target, range(len(CLASSES))).all():
+        raise ValueError(f'{file} is damaged: these are no predictions')
+    if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), len(CLASSES)):
+        raise ValueError(f'{file} holds arrays of other shapes: it was made with other classes')
     return ids, target, probs.astype(np.float32)
 
 # %% ../nbs/03_training.ipynb #b313a12f
@@ -103,15 +111,20 @@ def write_record(
 def read_record(
     run,  # a run's folder
 ) -> dict:
-    "A run's record; FileNotFoundError for an unfinished run, ValueError for a record that is damaged, older, or of other classes."
+    "A run's record; FileNotFoundError for an unfinished run, ValueError for a damaged, older or other one."
     file = user_path(run) / 'record.json'
-    if not file.is_file(): raise FileNotFoundError(f'no finished run in {run}: there is no record.json (train it with artinsight_train)')
+    if not file.is_file():
+        raise FileNotFoundError(f'no finished run in {run}: there is no record.json (train it with artinsight_train)')
     try: record = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, OSError, RecursionError) as error: raise ValueError(f'{file} cannot be read: {error}') from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f'{file} cannot be read: {error}') from error
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
         raise ValueError(f'{file} was written by another version of artinsight: train the run again')
-    if record.get('classes') != list(CLASSES): raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
-    if lacking := {name for name in ('experiment', 'data', 'validation', 'test') if not isinstance(record.get(name), dict)} | {'init'} - set(record): raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
+    if record.get('classes') != list(CLASSES):
+        raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
+    if lacking := {name for name in ('experiment', 'data', 'validation', 'test')
+                   if not isinstance(record.get(name), dict)} | {'init'} - set(record):
+        raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
     return record
 
 # %% ../nbs/03_training.ipynb #cdca7c2a
@@ -128,7 +141,8 @@ def make_learner(
                          wd=0., wd_bn_bias=True, train_bn=False, cbs=[KeepFrozen(), *cbs])
     if precision.dtype != torch.float32: learn.add_cb(BatchPrecision(precision))
     in_notebook = 'ipykernel' in sys.modules
-    if not in_notebook and not sys.stderr.isatty(): learn.remove_cb(ProgressCallback).logger = noop  # `Checkpoint` writes plain lines instead
+    if not in_notebook and not sys.stderr.isatty():
+        learn.remove_cb(ProgressCallback).logger = noop  # `Checkpoint` writes plain lines instead
     return learn
 
 # %% ../nbs/03_training.ipynb #ccc5edb3
@@ -136,28 +150,8 @@ def summarise(checkpoint: Checkpoint, dls, precision) -> dict:
     "What a record says of a training: epochs, time, speed, machine."
     seconds, train_seconds = (sum(row[name] for row in checkpoint.rows) for name in ('seconds', 'train_seconds'))
     return {'best_epoch': checkpoint.best_epoch, 'epochs': len(checkpoint.rows), 'train_seconds': seconds,
-            'images_per_second': dls.train.n * len(checkpoint.rows) / train_seconds, 'environment': environment(dls.device, precision.name)}
-
-# %% ../nbs/03_training.ipynb #e949ee42
-def train(
-    experiment: Experiment,
-    model: nn.Module,  # with its first weights
-    dls,  # loading.dataloaders: train, valid, test
-    folder,  # the run's folder
-    precision: str = 'auto',  # see loading.pick_precision
-    cbs: list = (),  # more callbacks
-) -> dict:  # best_epoch, epochs, train_seconds, images_per_second, environment
-    "Train a recipe and write model, history and predictions; continues from a checkpoint. ValueError, OSError say what to do."
-    chosen, start = prepare(experiment, model, dls, precision)
-    with run_lock(folder := user_path(folder)):
-        checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
-        learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
-        if checkpoint.read(learn): print(f'{experiment.name}: resumed after {len(checkpoint.rows)} epochs', file=sys.stderr)
-        else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
-        with out_of_memory(experiment): fit(learn, checkpoint, experiment)
-        model.load_state_dict(checkpoint.best_weights)
-        if not has_predictions(folder): save_run(folder, experiment, model, dls, chosen, checkpoint)
-    return summarise(checkpoint, dls, chosen)
+            'images_per_second': dls.train.n * len(checkpoint.rows) / train_seconds,
+            'environment': environment(dls.device, precision.name)}
 
 # %% ../nbs/03_training.ipynb #d54cd9df
 def prepare(experiment: Experiment, model: nn.Module, dls, precision: str) -> tuple:
@@ -171,7 +165,7 @@ def prepare(experiment: Experiment, model: nn.Module, dls, precision: str) -> tu
 
 # %% ../nbs/03_training.ipynb #9ef3fe31
 def fit(learn: Learner, checkpoint: Checkpoint, experiment: Experiment):
-    "Train the epochs that are left; ValueError where the loss is no number, OSError where a checkpoint cannot be written."
+    "Train the epochs that are left; ValueError where the loss is no number, OSError where nothing can be written."
     left = experiment.epochs - len(checkpoint.rows)
     if left > 0 and not checkpoint.finished: learn.fit(left)
     if checkpoint.fault: raise checkpoint.fault  # raised here, because fastai rewrites what a callback raises
@@ -182,15 +176,40 @@ def out_of_memory(experiment: Experiment):
     try: yield
     except torch.OutOfMemoryError as error:
         half = max(1, experiment.batch_size // 2)
-        raise ValueError(f'the device has too little memory for batches of {experiment.batch_size} at {experiment.size} px: try --batch_size {half}') from error
+        raise ValueError(f'the device has too little memory for batches of {experiment.batch_size} at '
+                         f'{experiment.size} px: try --batch_size {half}') from error
 
 # %% ../nbs/03_training.ipynb #635f84d9
 def save_run(folder, experiment, model, dls, precision, checkpoint):
     "Write a run's weights, table of epochs and, last, predictions, each by a rename."
-    save_weights(folder / 'model.safetensors', copy_weights(model), {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
-    with atomic_write(folder / 'history.csv') as unfinished: pd.DataFrame(checkpoint.rows).to_csv(unfinished, index=False)
+    save_weights(folder / 'model.safetensors', copy_weights(model),
+                 {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
+    with atomic_write(folder / 'history.csv') as unfinished:
+        pd.DataFrame(checkpoint.rows).to_csv(unfinished, index=False)
     predicted = {}
     for part, batches in (('validation', dls.valid), ('test', dls.test)):
         probs, target = predict_probs(model, batches, precision)
         predicted[part] = (paths_of(batches), target, probs)
     save_predictions(folder / 'predictions.npz', predicted)
+
+# %% ../nbs/03_training.ipynb #e949ee42
+def train(
+    experiment: Experiment,
+    model: nn.Module,  # with its first weights
+    dls,  # loading.dataloaders: train, valid, test
+    folder,  # the run's folder
+    precision: str = 'auto',  # see loading.pick_precision
+    cbs: list = (),  # more callbacks
+) -> dict:  # best_epoch, epochs, train_seconds, images_per_second, environment
+    "Train a recipe, write model, history, predictions; goes on from a checkpoint. ValueError, OSError say what to do."
+    chosen, start = prepare(experiment, model, dls, precision)
+    with run_lock(folder := user_path(folder)):
+        checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
+        learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
+        if checkpoint.read(learn):
+            print(f'{experiment.name}: resumed after {len(checkpoint.rows)} epochs', file=sys.stderr)
+        else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
+        with out_of_memory(experiment): fit(learn, checkpoint, experiment)
+        model.load_state_dict(checkpoint.best_weights)
+        if not has_predictions(folder): save_run(folder, experiment, model, dls, chosen, checkpoint)
+    return summarise(checkpoint, dls, chosen)

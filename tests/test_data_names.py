@@ -23,19 +23,19 @@ KNOWN = [
 
 @pytest.mark.parametrize('path,style,origin,generator,group', KNOWN)
 def test_typical_names(path, style, origin, generator, group):
-    got = data.parse_name(path)
+    got = data.describe([path]).iloc[0]
     assert (got['style'], got['origin'], got['generator'], got['group']) == (style, origin, generator, group)
     assert got['split'] == path.split('/')[0] and got['class'] == f'{origin}_{style}'
 
 def test_thirty_folders_there_and_back():
     assert len(FOLDERS) == 30 and set(COUNTS.folder) == set(FOLDERS)
     for name in FOLDERS:
-        style, origin, generator = data.parse_folder(name)
-        assert data.folder_name(style, generator) == name and style in STYLES
+        got = data.describe([f'train/{name}/a.jpg']).iloc[0]
+        assert data.folder_name(got['style'], got.generator) == name and got['style'] in STYLES
 
 @pytest.mark.parametrize('name', ['AI_LD_ukiyo_e', 'ukiyo-e', 'surreal', 'AI_baroque', 'human_baroque', 'Baroque', '', '..', 'AI_XL_baroque'])
 def test_other_folders_are_refused(name):
-    with pytest.raises(ValueError, match='unknown folder'): data.parse_folder(name)
+    with pytest.raises(ValueError, match='unknown folder'): data.describe([f'train/{name}/a.jpg'])
 
 LIST = Path(__file__).parents[2]/'shared/ai-artbench/file-names.txt'
 
@@ -50,6 +50,6 @@ def test_all_known_names():
     assert (number == [STYLES.index(s) for s in generated['style']]).all()
     assert generated.group.value_counts().max() <= 4
     assert generated.groupby('group').split.nunique().max() == 1
-    assert list(frame.group) == [data.parse_name(path)['group'] for path in paths]                # no artist spans a folder
+    assert list(frame.group) == [data._parse_name(path)['group'] for path in paths]  # no artist spans a folder
     artists = frame[frame.origin == 'human'].group
     assert artists.nunique() < len(artists)*.6 and artists.value_counts().max() < 40     # neither one a picture nor all in one

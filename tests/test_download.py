@@ -196,7 +196,7 @@ def test_without_a_home_folder(cache, monkeypatch):
     monkeypatch.setattr(Path, 'home', nobody)
     with pytest.raises(OSError, match='kagglehub needs a home folder.*set HOME'): data.download(cache)
 
-WARNED = ('from artinsight import data; data.ZIP_BYTES = 0; data.check_counts = lambda *args: None; '
+WARNED = ('from artinsight import data; data.ZIP_BYTES = 0; data._check_counts = lambda *args: None; '
           'data.artinsight_download()')
 
 def test_only_the_folder_goes_to_standard_output(archive, tmp_path):

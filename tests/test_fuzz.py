@@ -22,19 +22,21 @@ PATH = st.builds('/'.join, st.tuples(st.sampled_from(['train', 'test', 'valid', 
 
 @MANY
 @given(FOLDER)
-def test_parse_folder(name):
-    try: style, origin, generator = data.parse_folder(name)
+def test_describe_of_a_folder(name):
+    try: got = data.describe([f'train/{name}/a.jpg']).iloc[0]
     except ValueError: assert name not in FOLDERS
-    else: assert data.folder_name(style, generator) == name and origin == ('human' if generator == 'human' else 'AI')
+    else:
+        assert data.folder_name(got['style'], got.generator) == name.split('/')[0]
+        assert got.origin == ('human' if got.generator == 'human' else 'AI')
 
 @MANY
 @given(PATH)
-def test_parse_name(path):
-    try: got = data.parse_name(path)
+def test_describe_of_a_path(path):
+    try: got = data.describe([path]).iloc[0].to_dict()
     except ValueError as error: assert '\n' not in str(error)
     else:
         assert got['split'] in ('train', 'test') and got['class'] in CLASSES and isinstance(got['group'], str)
-        assert got == data.parse_name(path)
+        assert got == data.describe([path]).iloc[0].to_dict()
         if got['origin'] == 'AI': assert got['group'].startswith(f"AI_{got['generator']}_")
 
 @SOME

@@ -97,7 +97,8 @@ def test_index_of_a_folder_as_it_is(tmp_path, capsys):
 @pytest.mark.parametrize('where', ['art/art', 'archive/Real_AI_SD_LD_Dataset', 'art', '.'])
 def test_a_data_set_is_found_where_archives_put_it(tmp_path, where):
     put(tmp_path, f'{where}/Train/baroque/ann_one.jpg', '__MACOSX/train/baroque/._a.jpg', '.git/train/baroque/x.jpg')
-    assert data.find_root(tmp_path) == tmp_path/where and len(data.index(tmp_path)) == 1
+    frame = data.index(tmp_path)
+    assert frame.attrs['root'] == str(tmp_path/where) and len(frame) == 1
 
 @pytest.mark.parametrize('files, ask, said', [
     (['art.zip'], 'art.zip', 'it is an archive: unpack it'),
@@ -109,7 +110,7 @@ def test_a_data_set_is_found_where_archives_put_it(tmp_path, where):
     (['baroque/a.jpg'], '.', r'expected train/<folders>')])
 def test_what_is_no_data_set_is_explained(tmp_path, files, ask, said):
     put(tmp_path, *files)
-    with pytest.raises((OSError, ValueError), match=said): data.find_root(tmp_path/ask)
+    with pytest.raises((OSError, ValueError), match=said): data.index(tmp_path/ask)
 
 @pytest.mark.parametrize('name', ['val', 'Validation', 'valid'])
 def test_a_validation_folder_is_explained(tmp_path, capsys, name):

@@ -27,32 +27,13 @@ def normalise(
     torch.addcmul(shift, rows.float(), scale, out=out.permute(0, 2, 3, 1).flatten(2))
     return out
 
+# %% ../../nbs/engine/07_augment.ipynb #b350159a
 def denormalise(
     x: torch.Tensor,  # (n, 3, h, w), as normalise returns
 ) -> torch.Tensor:  # pixels in 0..1
     "Undo `normalise`, for showing."
     mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
     return (x.float() * std + mean).clamp(0, 1)
-
-# %% ../../nbs/engine/07_augment.ipynb #c62c5d2f
-AUGMENTATIONS = ('hflip', 'vflip', 'rotation', 'crop', 'colour')  # in the order in which they are applied
-DEGREES, SCALE, RATIO, JITTER = 30, (.08, 1), (3 / 4, 4 / 3), .2  # as in the study, and torchvision's defaults
-
-def _uniform(low, high, *shape, generator): return torch.rand(*shape, generator=generator) * (high - low) + low
-
-def turn(
-    x: torch.Tensor,  # uint8 (n, 3, size, size)
-    hflip: torch.Tensor,  # bool (n,), on the CPU as all draws
-    vflip: torch.Tensor,  # bool (n,)
-    degrees: torch.Tensor,  # (n,), counter-clockwise
-) -> torch.Tensor:  # uint8 (n, 3, size, size)
-    "Flip, then rotate about the centre (nearest pixel, black outside), in Pillow's fixed-point arithmetic, pixel for pixel."
-    n, size = len(x), x.shape[-1]
-    flat = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)  # a black frame of one pixel
-    columns, rows = _source(size, degrees, hflip, vflip)
-    place = _corner_sum(*columns, size, x.device).add_(_corner_sum(*rows, size, x.device), alpha=size + 2)
-    place += torch.arange(n, device=x.device, dtype=torch.int32).view(n, 1, 1) * (size + 2) ** 2
-    return flat.index_select(0, place.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
 
 # %% ../../nbs/engine/07_augment.ipynb #e211850b
 def _source(size, degrees, hflip, vflip):
@@ -67,6 +48,28 @@ def _source(size, degrees, hflip, vflip):
         result.append(torch.where(flip[:, None], mirror - parts, parts))
     return result
 
+# %% ../../nbs/engine/07_augment.ipynb #c62c5d2f
+AUGMENTATIONS = ('hflip', 'vflip', 'rotation', 'crop', 'colour')  # in the order in which they are applied
+DEGREES, SCALE, RATIO, JITTER = 30, (.08, 1), (3 / 4, 4 / 3), .2  # as in the study, and torchvision's defaults
+
+def _uniform(low, high, *shape, generator): return torch.rand(*shape, generator=generator) * (high - low) + low
+
+def turn(
+    x: torch.Tensor,  # uint8 (n, 3, size, size)
+    hflip: torch.Tensor,  # bool (n,), on the CPU as all draws
+    vflip: torch.Tensor,  # bool (n,)
+    degrees: torch.Tensor,  # (n,), counter-clockwise
+) -> torch.Tensor:  # uint8 (n, 3, size, size)
+    "Flip, then rotate about the centre (nearest pixel, black outside), in Pillow's fixed-point arithmetic."
+    n, size = len(x), x.shape[-1]
+    flat = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0,
+                                                                                      2)  # a black frame of one pixel
+    columns, rows = _source(size, degrees, hflip, vflip)
+    place = _corner_sum(*columns, size, x.device).add_(_corner_sum(*rows, size, x.device), alpha=size + 2)
+    place += torch.arange(n, device=x.device, dtype=torch.int32).view(n, 1, 1) * (size + 2) ** 2
+    return flat.index_select(0, place.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
+
+# %% ../../nbs/engine/07_augment.ipynb #d23b64b1
 def _corner_sum(by_column, by_row, size, device):
     "Source coordinate of each pixel (n, size, size) in the framed picture: 0 and size + 1 are the frame."
     by_column, by_row = move(by_column, device), move(by_row, device)
@@ -93,13 +96,14 @@ def crop(
     x: torch.Tensor,  # (n, 3, size, size), uint8 or float
     boxes: torch.Tensor,  # as draw_boxes returns
 ) -> torch.Tensor:  # float (n, 3, size, size)
-    "Cut each picture's box out and enlarge it to the old size (boxes are never larger, so antialiasing has nothing to do)."
+    "Cut each picture's box out and enlarge it to the old size."
     size = x.shape[-1]
     left, top, w, h = move(boxes, x.device)[..., None].unbind(1)
     middle = (torch.arange(size, device=x.device) + .5) / size  # of each output pixel, as a part of the box
     def source(start, length): return ((middle * length).clamp_min_(.5).minimum(length - .5) + start) * (2 / size) - 1
     grid = torch.stack(torch.broadcast_tensors(source(left, w)[:, None], source(top, h)[:, :, None]), -1)
-    return torch.nn.functional.grid_sample(x.to(torch.float32, memory_format=torch.contiguous_format), grid, align_corners=False)
+    return torch.nn.functional.grid_sample(x.to(torch.float32, memory_format=torch.contiguous_format), grid,
+                                           align_corners=False)
 
 # %% ../../nbs/engine/07_augment.ipynb #157d16d8
 def _turn_hue(x, shift):
@@ -122,7 +126,7 @@ def _turn_hue(x, shift):
 GREY = (.299, .587, .114)  # weights of red, green and blue
 
 def _blend(x, factor, operation):
-    "Brightness (0), contrast (1) or saturation (2) of pictures, in place: `factor` of the picture, the rest black, its mean grey or its own grey."
+    "Brightness (0), contrast (1) or saturation (2), in place: the rest of `factor` is black, mean grey or own grey."
     red, green, blue = x.unbind(1)
     grey = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])[:, None]
     factor, operation = factor.view(-1, 1, 1, 1), operation.view(-1, 1, 1, 1)
@@ -137,7 +141,7 @@ def colour_jitter(
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
     hue_step = (order == 3).int().argmax(1)
-    place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours, and are changed in place
+    place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours
     parts = hue_step.bincount(minlength=4).tolist()
     blends = order[order != 3].view(-1, 3)
     numbers = factors.gather(1, blends)[place], blends[place], factors[place, 3]
@@ -155,7 +159,8 @@ def augment_batch(
     generator: torch.Generator,  # source of the draws, on the CPU
 ) -> torch.Tensor:  # (n, 3, size, size), pixels in 0..255, uint8 or (after crop or colour) float
     "Augment each picture with its own draw, as torchvision's transforms would; ValueError for an unknown step."
-    if unknown := set(steps) - set(AUGMENTATIONS): raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {AUGMENTATIONS}')
+    if unknown := set(steps) - set(AUGMENTATIONS):
+        raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {AUGMENTATIONS}')
     n, size, no = len(x), x.shape[-1], torch.zeros(len(x))
     draw = lambda step, low, high: _uniform(low, high, n, generator=generator) if step in steps else no
     hflip, vflip, degrees = draw('hflip', -1, 1) > 0, draw('vflip', -1, 1) > 0, draw('rotation', -DEGREES, DEGREES)

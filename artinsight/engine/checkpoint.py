@@ -25,7 +25,7 @@ from .runs import copy_weights, paths_of
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #84ca1143
 class Checkpoint(TrackerCallback):
-    "Save all after every epoch, keep the best epoch's weights, stop after `patience` epochs without a better validation loss."
+    "Save all after every epoch, keep the best weights, stop after `patience` epochs without a better validation loss."
     order = TrackerCallback.order + 3
     def __init__(self,
         file: Path,  # the checkpoint
@@ -55,6 +55,7 @@ def before_epoch(self: Checkpoint):
     self.recorder.smooth_loss.reset()  # so that a resumed training reports the same losses
     self.began = time.perf_counter()
 
+# %% ../../nbs/engine/09_checkpoint.ipynb #7e4fe140
 @patch
 def batch_paths(self: Checkpoint) -> list:
     "The pictures of the batch at work."
@@ -71,13 +72,17 @@ def after_batch(self: Checkpoint):
                                 f'lower the learning rate, or look at {", ".join(self.batch_paths())}')
         raise CancelFitException()
 
+# %% ../../nbs/engine/09_checkpoint.ipynb #15c25427
 @patch
 def after_epoch(self: Checkpoint):
     TrackerCallback.after_epoch(self)
     losses = dict(zip(self.recorder.metric_names[1:-1], (float(value) for value in self.recorder.values[-1])))
-    self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds, 'seconds': time.perf_counter() - self.began})
+    self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds,
+                      'seconds': time.perf_counter() - self.began})
     if self.new_best: self.best_weights = copy_weights(self.model)
-    if not hasattr(self, 'progress'): print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()), file=sys.stderr)
+    if not hasattr(self, 'progress'):
+        print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()),
+              file=sys.stderr)
     try: self.write()
     except OSError as error: self.fault = error
     if self.finished or self.fault: raise CancelFitException()
@@ -95,7 +100,8 @@ def save_weights(
 
 def momentum_state(optimiser: torch.optim.Optimizer) -> dict:
     "An optimiser's tensors under flat names."
-    return {f'optimiser/{number}/{name}': value.detach().cpu().contiguous() for number, values in optimiser.state_dict()['state'].items()
+    return {f'optimiser/{number}/{name}': value.detach().cpu().contiguous()
+            for number, values in optimiser.state_dict()['state'].items()
             for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #d8ddd8ee
@@ -163,6 +169,8 @@ def starting_point(
     precision: str,  # its name
 ) -> str:  # 64 hexadecimal digits
     "sha256 of all that a training begins from."
-    digest = hashlib.sha256(json.dumps([asdict(experiment), precision, paths_of(dls.train), paths_of(dls.valid)]).encode())
-    for name, value in sorted(model.state_dict().items()): digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(json.dumps([asdict(experiment), precision, paths_of(dls.train),
+                                        paths_of(dls.valid)]).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -26,10 +26,12 @@ def script_parser(
     "The parser of a console script, in fastcore 1 and 2 alike; words in flags may be joined by hyphens or underscores."
     parser = anno_parser(func)
     for action in parser._actions:
-        if isinstance(action.default, bool) and action.nargs != 0: action.nargs, action.const = '?', True  # `--resume` and `--resume no`
+        if isinstance(action.default, bool) and action.nargs != 0:
+            action.nargs, action.const = '?', True  # `--resume` and `--resume no`
         if action.dest == many: action.nargs = '+'
         for flag in action.option_strings:
-            parser._option_string_actions.update({flag.replace('_', '-'): action, flag[:2] + flag[2:].replace('-', '_'): action})
+            parser._option_string_actions.update({flag.replace('_', '-'): action,
+                                                  flag[:2] + flag[2:].replace('-', '_'): action})
     return parser
 
 # %% ../../nbs/engine/01_console.ipynb #a2419155
@@ -46,6 +48,7 @@ def _one_line(error):
             text += ': ARTINSIGHT_CACHE can name another cache folder'
     return printable(text)
 
+# %% ../../nbs/engine/01_console.ipynb #042003a0
 def _silence_broken():
     "Nothing more goes to a standard stream that takes nothing more, not even at the interpreter's end."
     for stream in (sys.stdout, sys.stderr):

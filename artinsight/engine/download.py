@@ -47,6 +47,7 @@ def strict_ranges():
     try: yield
     finally: requests.get = get
 
+# %% ../../nbs/engine/03_download.ipynb #00dae8b2
 def _damaged(archive, reason):
     "The error of an archive that is deleted."
     archive.unlink(missing_ok=True)
@@ -83,6 +84,7 @@ def _kagglehub():
     except RuntimeError as error: raise OSError(f'kagglehub needs a home folder ({error}): set HOME') from error
     return kagglehub
 
+# %% ../../nbs/engine/03_download.ipynb #e8beef61
 def _fetch(handle, size):
     "kagglehub's copy of a data set."
     kagglehub = _kagglehub()

@@ -34,7 +34,8 @@ def find_device(
     try:
         device = torch.device(name) if name else default_device()
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error: raise ValueError(f'no device {name!r} on this machine: try --device cpu') from error
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'no device {name!r} on this machine: try --device cpu') from error
     return device
 
 # %% ../../nbs/engine/06_precision.ipynb #d8dda335
@@ -52,16 +53,19 @@ class Precision:
         "Give the model its memory layout."
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
+# %% ../../nbs/engine/06_precision.ipynb #38b8bcb8
 def cpu_has_bf16() -> bool:
     "Does this CPU multiply bf16 in hardware (AMX, or AVX-512 BF16)?"
     asks = (getattr(torch.cpu, name, None) for name in ('_is_amx_tile_supported', '_is_avx512_bf16_supported'))
     return any(ask() for ask in asks if ask)
 
 # %% ../../nbs/engine/06_precision.ipynb #09ff403f
-PRECISIONS = {'fp32': Precision('fp32', torch.float32, False), 'fp32 channels_last': Precision('fp32 channels_last', torch.float32, True),
+PRECISIONS = {'fp32': Precision('fp32', torch.float32, False),
+              'fp32 channels_last': Precision('fp32 channels_last', torch.float32, True),
               'bf16 channels_last': Precision('bf16 channels_last', torch.bfloat16, True),
               'fp16 channels_last': Precision('fp16 channels_last', torch.float16, True)}
 
+# %% ../../nbs/engine/06_precision.ipynb #ac96b30e
 def pick_precision(
     device,  # where the model runs
     size: int,  # pixels
@@ -73,8 +77,10 @@ def pick_precision(
         raise ValueError(f'{choice} needs a CUDA GPU, not {device.type}: leave precision at auto, or name another')
     if choice in PRECISIONS: return PRECISIONS[choice]
     if choice != 'auto': raise ValueError(f"precision is 'auto' or one of {list(PRECISIONS)}, not {choice!r}")
-    if device.type == 'cuda': name = 'bf16 channels_last' if torch.cuda.get_device_capability(device) >= (8, 0) else 'fp16 channels_last'
-    elif device.type == 'cpu': name = 'fp32' if size < 64 else 'bf16 channels_last' if cpu_has_bf16() else 'fp32 channels_last'
+    if device.type == 'cuda':
+        name = 'bf16 channels_last' if torch.cuda.get_device_capability(device) >= (8, 0) else 'fp16 channels_last'
+    elif device.type == 'cpu':
+        name = 'fp32' if size < 64 else 'bf16 channels_last' if cpu_has_bf16() else 'fp32 channels_last'
     else: name = 'fp32'
     return PRECISIONS[name]
 
@@ -85,6 +91,7 @@ class BatchLearner(Learner):
         "Train on a batch, or look at one."
         with ExitStack() as self.opened: super().one_batch(i, b)
 
+# %% ../../nbs/engine/06_precision.ipynb #31d8b406
 class BatchPrecision(MixedPrecision):
     "fastai's mixed precision in a `BatchLearner`, on any device."
     def __init__(self, precision): self.precision = precision

@@ -61,7 +61,8 @@ def save_predictions(
 ):
     "Write ids, targets and float16 probabilities of each part."
     arrays = {f'{part}_{name}': value for part, (ids, target, probs) in parts.items()
-              for name, value in (('id', np.array(ids, dtype=str)), ('target', target), ('probs', probs.astype(np.float16)))}
+              for name, value in (('id', np.array(ids, dtype=str)), ('target', target),
+                                  ('probs', probs.astype(np.float16)))}
     with atomic_write(file) as unfinished, open(unfinished, 'wb') as opened: np.savez_compressed(opened, **arrays)
 
 # %% ../../nbs/engine/08_runs.ipynb #07dbcda4
@@ -75,7 +76,8 @@ def environment(
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     versions = {'artinsight': artinsight.__version__, 'python': platform.python_version(), 'torch': torch.__version__,
                 'torchvision': torchvision.__version__, 'fastai': fastai.__version__}
-    return {'versions': versions, 'device': device.type, 'device_name': name, 'threads': torch.get_num_threads(), 'precision': precision}
+    return {'versions': versions, 'device': device.type, 'device_name': name, 'threads': torch.get_num_threads(),
+            'precision': precision}
 
 # %% ../../nbs/engine/08_runs.ipynb #f943a1c9
 def installed_commit(
@@ -129,12 +131,14 @@ def read_weights(
     if not file.is_file(): raise FileNotFoundError(f"no weights file {file}: --weights is 'imagenet', 'none' or a file")
     try:
         if file.suffix == '.safetensors': return load_file(file)
-        with torch.serialization.safe_globals([Namespace]):  # torchvision's own training script saves its arguments, too
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's script saves its arguments
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # unpickling raises anything
         if foreign := re.search(r'GLOBAL (\S+)', str(error)):
-            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; save model.state_dict()') from error
-        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): delete it and fetch it again') from error
+            raise ValueError(f'{file} is not a file of weights alone: it holds {foreign[1]}, which may run code; '
+                             'save model.state_dict()') from error
+        raise ValueError(f'{file} is not a file of weights, or only a part of one ({type(error).__name__}): delete '
+                         'it and fetch it again') from error
 
 # %% ../../nbs/engine/08_runs.ipynb #60adde37
 def _tables(value, depth=2):
@@ -153,5 +157,6 @@ def find_weights(
         names = [name for name in table if isinstance(name, str)]
         before = Counter(name.removesuffix(end) for name in names for end in wanted if name.endswith(end))
         for start, number in before.most_common(1):
-            if number > most: best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
+            if number > most:
+                best, most = {name.removeprefix(start): table[name] for name in names if name.startswith(start)}, number
     return best

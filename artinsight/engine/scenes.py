@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'ACCENT', 'DARK', 'WHITE', 'WATER', 'SHADOW',
-           'PALETTES', 'SUBJECTS', 'Pen', 'heavens', 'person', 'tree', 'house', 'boat', 'peak', 'landscape', 'sea',
-           'portrait', 'features', 'figures', 'still_life', 'town', 'dream', 'oddity']
+           'PALETTES', 'SUBJECTS', 'Pen']
 
 # %% ../../nbs/engine/10_scenes.ipynb #7e21d794
 import numpy as np
@@ -14,7 +13,8 @@ from PIL import Image, ImageDraw
 # %% ../../nbs/engine/10_scenes.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
 
-PALETTES = {style: np.array([[int(colour[i:i + 2], 16) for i in (0, 2, 4)] for colour in colours.split()], dtype=np.float32) for style, colours in {
+PALETTES = {style: np.array([[int(colour[i:i + 2], 16) for i in (0, 2, 4)] for colour in colours.split()],
+                            dtype=np.float32) for style, colours in {
     'art_nouveau': 'e8d9a8 f3e7c4 b9c4a0 a9b57a d8b98a 5f7f55 f0cfae b5623f d98a3d 4a3527 f6efd9 7fa8a0',
     'baroque': '33261c 57402c 3f3022 523a23 644a2c 38391f dcab7a 86231c c7902f 17100c e8d8ba 33403e',
     'expressionism': 'd8432b f0a020 3b2f8f e0c020 1f7a5a 0f5f3a e8b04a 1d4fa0 f05a28 14101c f4e6c8 1a6f9a',
@@ -34,109 +34,132 @@ class Pen:
         self.image = Image.new('L', (side, side), SKY)
         self.draw = ImageDraw.Draw(self.image)
     def any(self, *options): return options[self.rng.integers(len(options))]
-    def shape(self, region, *points): self.draw.polygon([(round(x * self.side), round(y * self.side)) for x, y in points], fill=region)
-    def oval(self, region, x, y, w, h): self.draw.ellipse([round(v * self.side) for v in (x - w, y - h, x + w, y + h)], fill=region)
+    def shape(self, region, *points):
+        self.draw.polygon([(round(x * self.side), round(y * self.side)) for x, y in points], fill=region)
+    def oval(self, region, x, y, w, h):
+        self.draw.ellipse([round(v * self.side) for v in (x - w, y - h, x + w, y + h)], fill=region)
     def ridge(self, region, y, rough):
         self.shape(region, (1, 1.1), (0, 1.1), *[(i / 8, y - self.r(0, rough)) for i in range(9)])
 
 # %% ../../nbs/engine/10_scenes.ipynb #0f0d91fd
-def heavens(p):
+def _heavens(p):
     "A sun and some clouds."
     if p.r() < .55: p.oval(ACCENT, p.r(.15, .85), p.horizon * p.r(.1, .55), *[p.r(.035, .075)] * 2)
     for _ in range(p.any(0, 1, 2, 3)):
         x, y = p.r(), p.r(.1, .7) * p.horizon
         for _ in range(3): p.oval(CLOUD, x + p.r(-.1, .1), y + p.r(-.02, .02), p.r(.07, .16), p.r(.015, .05))
 
-def person(p, x, y, h, region):
+def _person(p, x, y, h, region):
     "Somebody of height `h` who stands at (x, y)."
     p.shape(region, (x - .09*h, y - .68*h), (x + .09*h, y - .68*h), (x + .2*h, y), (x - .2*h, y))
     p.shape(SKIN, (x - .09*h, y - .66*h), (x - .19*h, y - .36*h), (x - .15*h, y - .34*h), (x - .04*h, y - .5*h))
     p.oval(DARK, x, y - .83*h, .085*h, .11*h)
     p.oval(SKIN, x, y - .8*h, .065*h, .1*h)
 
-def tree(p, x, y, h):
-    "A tree of height `h`, round or slim."
+# %% ../../nbs/engine/10_scenes.ipynb #c81305ae
+def _tree(p, x, y, h):
+    "A _tree of height `h`, round or slim."
     p.shape(DARK, (x - .03*h, y), (x + .03*h, y), (x + .015*h, y - .7*h), (x - .015*h, y - .7*h))
     if p.r() < .2: p.oval(LEAF, x, y - .55*h, .09*h, .5*h)
     else: [p.oval(LEAF, x + p.r(-.2, .2)*h, y - p.r(.45, .95)*h, p.r(.12, .24)*h, p.r(.1, .2)*h) for _ in range(5)]
 
 # %% ../../nbs/engine/10_scenes.ipynb #9984b440
-def house(p, x, y, h, region=SKIN):
-    "A house of height `h` with a roof and two windows."
+def _house(p, x, y, h, region=SKIN):
+    "A _house of height `h` with a roof and two windows."
     p.shape(region, (x - .5*h, y), (x + .5*h, y), (x + .5*h, y - .6*h), (x - .5*h, y - .6*h))
     p.shape(DARK, (x - .6*h, y - .58*h), (x + .6*h, y - .58*h), (x + .3*h, y - h), (x - .3*h, y - h))
-    for at in (x - .28*h, x + .28*h): p.shape(DARK, (at - .08*h, y - .2*h), (at + .08*h, y - .2*h), (at + .08*h, y - .42*h), (at - .08*h, y - .42*h))
+    for at in (x - .28*h, x + .28*h):
+        p.shape(DARK, (at - .08*h, y - .2*h), (at + .08*h, y - .2*h), (at + .08*h, y - .42*h), (at - .08*h, y - .42*h))
 
-def boat(p, x, y, h):
-    "A sailing boat of height `h`."
+def _boat(p, x, y, h):
+    "A sailing _boat of height `h`."
     p.shape(WHITE, (x, y - .25*h), (x + .3*h, y - .25*h), (x + .02*h, y - 1.1*h))
     p.shape(SKIN, (x - .02*h, y - .25*h), (x - .25*h, y - .25*h), (x - .02*h, y - .9*h))
     p.shape(DARK, (x - .4*h, y - .22*h), (x + .45*h, y - .22*h), (x + .3*h, y), (x - .3*h, y))
 
-def peak(p, x, h):
+# %% ../../nbs/engine/10_scenes.ipynb #8876f685
+def _peak(p, x, h):
     "A mountain with snow on it."
     y = p.horizon + .01
     p.shape(FAR, (x - 1.3*h, y), (x - .12*h, y - h), (x + .12*h, y - h), (x + 1.3*h, y))
-    p.shape(WHITE, (x - .36*h, y - .8*h), (x - .12*h, y - h), (x + .12*h, y - h), (x + .36*h, y - .8*h), (x + .15*h, y - .7*h), (x, y - .8*h), (x - .15*h, y - .68*h))
+    p.shape(WHITE, (x - .36*h, y - .8*h), (x - .12*h, y - h), (x + .12*h, y - h), (x + .36*h, y - .8*h),
+            (x + .15*h, y - .7*h), (x, y - .8*h), (x - .15*h, y - .68*h))
 
 # %% ../../nbs/engine/10_scenes.ipynb #34a9b8dd
-def landscape(p):
-    "Hills, trees, a path, perhaps a house."
-    heavens(p)
-    if p.r() < .25: peak(p, p.r(.2, .8), p.r(.15, .3))
+def _landscape(p):
+    "Hills, trees, a path, perhaps a _house."
+    _heavens(p)
+    if p.r() < .25: _peak(p, p.r(.2, .8), p.r(.15, .3))
     else: p.ridge(FAR, p.horizon, .16)
     p.ridge(GROUND, p.horizon + .03, .04)
     x, y = p.centre, p.horizon + .03
     p.shape(PATH, (x - .02, y), (x + .02, y), (x + p.r(.1, .35), 1.1), (x - p.r(0, .25), 1.1))
-    if p.r() < .6: house(p, x + p.r(-.25, .25), y + p.r(.05, .12), p.r(.12, .24))
-    for y in sorted(p.horizon + p.r(.02, .35) for _ in range(p.any(2, 3, 4, 5))): tree(p, p.r(), y, (y - p.horizon) * 1.1 + .2)
+    if p.r() < .6: _house(p, x + p.r(-.25, .25), y + p.r(.05, .12), p.r(.12, .24))
+    for y in sorted(p.horizon + p.r(.02, .35) for _ in range(p.any(2, 3, 4, 5))):
+        _tree(p, p.r(), y, (y - p.horizon) * 1.1 + .2)
 
-def sea(p):
+# %% ../../nbs/engine/10_scenes.ipynb #008a8727
+def _sea(p):
     "Water, boats, a rock or a mountain."
-    heavens(p)
-    if p.r() < .35: peak(p, p.r(.2, .8), p.r(.15, .35))
-    elif p.r() < .6: p.shape(FAR, *[(p.centre + x, p.horizon - h) for x, h in ((-.5, 0), (-.2, p.r(.1, .2)), (-.05, p.r(.15, .35)), (.1, p.r(.05, .2)), (.4, 0))])
+    _heavens(p)
+    if p.r() < .35: _peak(p, p.r(.2, .8), p.r(.15, .35))
+    elif p.r() < .6:
+        p.shape(FAR, *[(p.centre + x, p.horizon - h)
+                       for x, h in ((-.5, 0), (-.2, p.r(.1, .2)), (-.05, p.r(.15, .35)), (.1, p.r(.05, .2)), (.4, 0))])
     p.shape(WATER, (0, p.horizon), (1, p.horizon), (1, 1.1), (0, 1.1))
-    for y in [p.r(.05, 1) for _ in range(p.any(4, 7, 10, 13))]: p.oval(WHITE, p.r(), p.horizon + (1 - p.horizon) * y, p.r(.03, .14), p.r(.003, .012) * (1 + y))
-    for y in sorted(p.r(.02, .3) for _ in range(p.any(1, 2, 3))): boat(p, p.centre + p.r(-.3, .3), p.horizon + y, .12 + .9 * y)
+    for y in [p.r(.05, 1) for _ in range(p.any(4, 7, 10, 13))]:
+        p.oval(WHITE, p.r(), p.horizon + (1 - p.horizon) * y, p.r(.03, .14), p.r(.003, .012) * (1 + y))
+    for y in sorted(p.r(.02, .3) for _ in range(p.any(1, 2, 3))):
+        _boat(p, p.centre + p.r(-.3, .3), p.horizon + y, .12 + .9 * y)
+
+# %% ../../nbs/engine/10_scenes.ipynb #60231e6f
+def _features(p, x, y, h):
+    "Eyes, brows, nose and mouth of a face of height `h`."
+    for eye in (-.28, .28):
+        p.oval(WHITE, x + eye*h, y - .08*h, .12*h, .06*h)
+        p.oval(DARK, x + eye*h, y - .08*h, .06*h, .06*h)
+        p.shape(DARK, *[(x + (eye + a)*h, y - b*h)
+                        for a, b in ((-.14, .25), (0, .3), (.14, .25), (.14, .22), (0, .26), (-.14, .22))])
+    p.shape(PATH, *[(x + a*h, y + b*h) for a, b in ((0, -.05), (.09, .27), (-.03, .27))])
+    p.shape(ACCENT, *[(x + a*h, y + b*h) for a,
+                      b in ((-.19, .49), (-.05, .45), (.05, .45), (.19, .49), (.19, .52), (0, .6), (-.19, .52))])
 
 # %% ../../nbs/engine/10_scenes.ipynb #ced65240
-def portrait(p):
+def _portrait(p):
     "Head and shoulders."
     if p.r() < .5: p.ridge(FAR, p.horizon, p.any(0, .12))
     x, y, h = p.centre, p.r(.36, .46), p.r(.16, .22)
     face, long = x + p.r(-.04, .04), p.r(1, 1.9)
     p.oval(DARK, face, y + (long - .95) * h, p.r(.8, 1) * h, long * h)
-    p.shape(DRESS, (x - .4*h, y + 1.25*h), (x + .4*h, y + 1.25*h), (x + 1.9*h, y + 1.9*h), (x + 2.4*h, 1.1), (x - 2.4*h, 1.1), (x - 1.9*h, y + 1.9*h))
-    p.shape(SKIN, (x - .3*h, y + .5*h), (x + .3*h, y + .5*h), (x + .5*h, y + 1.5*h), (x, y + 2*h), (x - .5*h, y + 1.5*h))
-    if p.r() < .5: p.shape(WHITE, *[(x + a*h, y + b*h) for a, b in ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.75, 1.5), (.4, 2.2), (0, 1.9), (-.4, 2.2), (-.75, 1.5))])
+    p.shape(DRESS, (x - .4*h, y + 1.25*h), (x + .4*h, y + 1.25*h), (x + 1.9*h, y + 1.9*h), (x + 2.4*h, 1.1),
+            (x - 2.4*h, 1.1), (x - 1.9*h, y + 1.9*h))
+    p.shape(SKIN, (x - .3*h, y + .5*h), (x + .3*h, y + .5*h), (x + .5*h, y + 1.5*h), (x, y + 2*h),
+            (x - .5*h, y + 1.5*h))
+    if p.r() < .5:
+        p.shape(WHITE, *[(x + a*h, y + b*h) for a,
+            b in ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.75, 1.5), (.4, 2.2), (0, 1.9), (-.4, 2.2), (-.75, 1.5))])
     p.oval(SKIN, face, y, .72*h, h)
     if p.r() < .2: p.oval(DARK, face, y + .75*h, .5*h, .45*h)
     low, lift = p.r(-.45, .1), p.r(-.15, .25)
-    p.shape(DARK, *[(face + a*h, y + b*h) for a, b in ((-.76, .1), (-.8, -.6), (-.4, -1.12), (.4, -1.12), (.8, -.6), (.76, .1), (.45, -.6 + lift), (low, -.85), (-.5, -.55 - lift))])
-    features(p, face + .4 * (face - x), y, h)
+    p.shape(DARK, *[(face + a*h, y + b*h) for a,
+                    b in ((-.76, .1), (-.8, -.6), (-.4, -1.12), (.4, -1.12), (.8, -.6), (.76, .1), (.45, -.6 + lift),
+                          (low, -.85), (-.5, -.55 - lift))])
+    _features(p, face + .4 * (face - x), y, h)
     if p.r() < .3: p.oval(p.any(ACCENT, DRESS, WHITE), face, y - 1.0*h, p.r(.8, 1.3) * h, .28*h)
 
-# %% ../../nbs/engine/10_scenes.ipynb #60231e6f
-def features(p, x, y, h):
-    "Eyes, brows, nose and mouth of a face of height `h`."
-    for eye in (-.28, .28):
-        p.oval(WHITE, x + eye*h, y - .08*h, .12*h, .06*h)
-        p.oval(DARK, x + eye*h, y - .08*h, .06*h, .06*h)
-        p.shape(DARK, *[(x + (eye + a)*h, y - b*h) for a, b in ((-.14, .25), (0, .3), (.14, .25), (.14, .22), (0, .26), (-.14, .22))])
-    p.shape(PATH, *[(x + a*h, y + b*h) for a, b in ((0, -.05), (.09, .27), (-.03, .27))])
-    p.shape(ACCENT, *[(x + a*h, y + b*h) for a, b in ((-.19, .49), (-.05, .45), (.05, .45), (.19, .49), (.19, .52), (0, .6), (-.19, .52))])
-
-def figures(p):
+# %% ../../nbs/engine/10_scenes.ipynb #91ea4d3d
+def _figures(p):
     "One to four people in the open."
-    heavens(p)
+    _heavens(p)
     p.ridge(FAR, p.horizon, .1)
     p.ridge(GROUND, p.horizon + .02, .02)
     n = p.any(1, 2, 3, 4)
-    for i in range(n): person(p, p.centre + (i - (n - 1) / 2) * .22 + p.r(-.04, .04), p.r(.82, .97), p.r(.42, .62), p.any(DRESS, ACCENT, WHITE, LEAF))
+    for i in range(n):
+        _person(p, p.centre + (i - (n - 1) / 2) * .22 + p.r(-.04, .04), p.r(.82, .97), p.r(.42, .62),
+               p.any(DRESS, ACCENT, WHITE, LEAF))
 
 # %% ../../nbs/engine/10_scenes.ipynb #63f90950
-def still_life(p):
+def _still_life(p):
     "Flowers in a vase, and fruit."
     if p.r() < .7: p.shape(FAR, (0, 0), (1, 0), (1, p.horizon), (0, p.horizon - .1 * p.r()))
     table = p.r(.62, .72)
@@ -147,48 +170,59 @@ def still_life(p):
         p.shape(LEAF, (p.centre, table - .12), (p.centre + .012, table - .12), (x + .012, y), (x, y))
         p.oval(p.any(ACCENT, WHITE, SKIN, DRESS), x, y, w, w)
         p.oval(DARK, x, y, .25*w, .25*w)
-    p.shape(DRESS, *[(p.centre + a * .12, table + b) for a, b in ((-.6, -.2), (.6, -.2), (1.1, -.06), (.6, .1), (-.6, .1), (-1.1, -.06))])
-    for _ in range(p.any(2, 3, 5)): p.oval(p.any(ACCENT, LEAF, ACCENT), p.centre + p.r(-.38, .38), table + p.r(.06, .18), *[p.r(.035, .065)] * 2)
+    p.shape(DRESS, *[(p.centre + a * .12, table + b)
+                     for a, b in ((-.6, -.2), (.6, -.2), (1.1, -.06), (.6, .1), (-.6, .1), (-1.1, -.06))])
+    for _ in range(p.any(2, 3, 5)):
+        p.oval(p.any(ACCENT, LEAF, ACCENT), p.centre + p.r(-.38, .38), table + p.r(.06, .18), *[p.r(.035, .065)] * 2)
 
 # %% ../../nbs/engine/10_scenes.ipynb #e055ac35
-def town(p):
+def _town(p):
     "A street between houses, a tower, people."
-    heavens(p)
+    _heavens(p)
     p.ridge(GROUND, p.horizon + .1, .01)
-    p.shape(PATH, (p.centre - .06, p.horizon), (p.centre + .06, p.horizon), (p.centre + .45, 1.1), (p.centre - .45, 1.1))
+    p.shape(PATH, (p.centre - .06, p.horizon), (p.centre + .06, p.horizon), (p.centre + .45, 1.1),
+            (p.centre - .45, 1.1))
     for near in (0, .1, .2):
-        for side in (-.18, -.28, .18, .28): house(p, p.centre + side * (1 + 5 * near), p.horizon + .1 + near, p.r(.25, .4) + near, p.any(SKIN, FAR, WHITE, DRESS))
+        for side in (-.18, -.28, .18, .28):
+            _house(p, p.centre + side * (1 + 5 * near), p.horizon + .1 + near, p.r(.25, .4) + near,
+                  p.any(SKIN, FAR, WHITE, DRESS))
     x, h = p.centre + p.r(-.05, .05), p.r(.3, .45)
-    if p.r() < .6: p.shape(SKIN, *[(x + a, p.horizon + .05 - b*h) for a, b in ((-.05, 0), (.05, 0), (.05, .7), (0, 1), (-.05, .7))])
-    for _ in range(p.any(0, 1, 2, 3)): person(p, p.centre + p.r(-.2, .2), p.r(.8, .95), p.r(.14, .24), DRESS)
+    if p.r() < .6:
+        p.shape(SKIN, *[(x + a, p.horizon + .05 - b*h)
+                        for a, b in ((-.05, 0), (.05, 0), (.05, .7), (0, 1), (-.05, .7))])
+    for _ in range(p.any(0, 1, 2, 3)): _person(p, p.centre + p.r(-.2, .2), p.r(.8, .95), p.r(.14, .24), DRESS)
+
+# %% ../../nbs/engine/10_scenes.ipynb #1588397e
+def _oddity(p, x, y, h):
+    "A floating ball, an egg, a lonely walker, a door in the open, a watch that melts."
+    kind = p.any('ball', 'egg', 'walker', 'door', 'door', 'watch', 'watch')
+    if kind == 'ball': p.oval(ACCENT, x, y - h - p.r(.05, .3), .6*h, .6*h)
+    if kind == 'egg': p.oval(WHITE, x, y - .8*h, .6*h, .8*h)
+    if kind == 'walker': _person(p, x, y, 1.6*h, DRESS)
+    if kind == 'door':
+        p.shape(DRESS, (x - .4*h, y), (x + .4*h, y), (x + .4*h, y - 2*h), (x - .4*h, y - 2*h))
+        p.shape(DARK, (x - .25*h, y), (x + .25*h, y - .1*h), (x + .25*h, y - 1.8*h), (x - .25*h, y - 1.8*h))
+    if kind == 'watch':
+        p.shape(ACCENT, (x - .8*h, y - 1.2*h), (x - .1*h, y - 1.1*h), (x - .2*h, y - .2*h), (x - .4*h, y - .05*h),
+                (x - .55*h, y - .5*h))
+        p.oval(ACCENT, x, y - 1.3*h, .85*h, .5*h)
+        p.oval(WHITE, x, y - 1.35*h, .68*h, .36*h)
+        p.shape(DARK, (x, y - 1.3*h), (x + .4*h, y - 1.5*h), (x + .05*h, y - 1.4*h), (x - .1*h, y - 1.65*h))
 
 # %% ../../nbs/engine/10_scenes.ipynb #933181a5
-def dream(p):
+def _dream(p):
     "An empty plain with long shadows of things that do not belong there."
     p.ridge(FAR, p.horizon, p.any(.02, .02, .14))
     p.shape(GROUND, (0, p.horizon), (1, p.horizon), (1, 1.1), (0, 1.1))
     lean, fall = p.r(.2, .5) * p.any(-1, 1), p.r(.02, .1)
     for y in sorted(p.r(.06, .38) for _ in range(p.any(2, 3, 4, 5))):
         x, h = p.r(.1, .9), .08 + .35 * y
-        p.shape(SHADOW, (x - .25*h, p.horizon + y), (x + .25*h, p.horizon + y), (x + .25*h + lean, p.horizon + y + fall), (x + lean, p.horizon + y + fall))
-        oddity(p, x, p.horizon + y, h)
-    for _ in range(p.any(0, 1, 2, 3)): p.oval(p.any(WHITE, SKIN, ACCENT), p.r(.1, .9), p.r(.08, .75) * p.horizon, w := p.r(.02, .07), w * p.r(.5, 1.3))
-
-# %% ../../nbs/engine/10_scenes.ipynb #1588397e
-def oddity(p, x, y, h):
-    "A floating ball, an egg, a lonely walker, a door in the open, a watch that melts."
-    kind = p.any('ball', 'egg', 'walker', 'door', 'door', 'watch', 'watch')
-    if kind == 'ball': p.oval(ACCENT, x, y - h - p.r(.05, .3), .6*h, .6*h)
-    if kind == 'egg': p.oval(WHITE, x, y - .8*h, .6*h, .8*h)
-    if kind == 'walker': person(p, x, y, 1.6*h, DRESS)
-    if kind == 'door':
-        p.shape(DRESS, (x - .4*h, y), (x + .4*h, y), (x + .4*h, y - 2*h), (x - .4*h, y - 2*h))
-        p.shape(DARK, (x - .25*h, y), (x + .25*h, y - .1*h), (x + .25*h, y - 1.8*h), (x - .25*h, y - 1.8*h))
-    if kind == 'watch':
-        p.shape(ACCENT, (x - .8*h, y - 1.2*h), (x - .1*h, y - 1.1*h), (x - .2*h, y - .2*h), (x - .4*h, y - .05*h), (x - .55*h, y - .5*h))
-        p.oval(ACCENT, x, y - 1.3*h, .85*h, .5*h)
-        p.oval(WHITE, x, y - 1.35*h, .68*h, .36*h)
-        p.shape(DARK, (x, y - 1.3*h), (x + .4*h, y - 1.5*h), (x + .05*h, y - 1.4*h), (x - .1*h, y - 1.65*h))
+        p.shape(SHADOW, (x - .25*h, p.horizon + y), (x + .25*h, p.horizon + y),
+                (x + .25*h + lean, p.horizon + y + fall), (x + lean, p.horizon + y + fall))
+        _oddity(p, x, p.horizon + y, h)
+    for _ in range(p.any(0, 1, 2, 3)):
+        p.oval(p.any(WHITE, SKIN, ACCENT), p.r(.1, .9), p.r(.08, .75) * p.horizon, w := p.r(.02, .07), w * p.r(.5, 1.3))
 
 # %% ../../nbs/engine/10_scenes.ipynb #2c5f42db
-SUBJECTS = (landscape, sea, portrait, figures, still_life, town, dream)
+SUBJECTS = {'landscape': _landscape, 'sea': _sea, 'portrait': _portrait, 'figures': _figures, 'still_life': _still_life,
+            'town': _town, 'dream': _dream}

@@ -33,8 +33,10 @@ def _stamp(root, path):
     except OSError as error: return f'{path}|{error.strerror}'
     return f'{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_mode}'
 
-def _digest(lines): return hashlib.blake2b('\n'.join(lines).encode('utf8', 'surrogateescape'), digest_size=8).hexdigest()
+def _digest(lines):
+    return hashlib.blake2b('\n'.join(lines).encode('utf8', 'surrogateescape'), digest_size=8).hexdigest()
 
+# %% ../../nbs/engine/05_store.ipynb #8d305f5b
 def _block_keys(root, paths):
     "A key per block of pictures."
     stamps = [_stamp(root, path) for path in paths]
@@ -56,7 +58,7 @@ def _checksum(pixels, bad):
 
 # %% ../../nbs/engine/05_store.ipynb #f95ec104
 def _decode_block(root, paths, start, targets):
-    "In a worker: decode one block for each (file, size), write it in place, return its bad pictures, checksums and content."
+    "In a worker: decode a block for each (file, size), write it in place, return bad pictures, checksums and content."
     bad, crcs, content = [], [0] * len(targets), _content(root, paths)
     with ExitStack() as stack:
         files = [stack.enter_context(open(file, 'r+b')) for file, _ in targets]
@@ -85,7 +87,9 @@ class Store:
         self.bytes = self.n * self.picture_bytes
 
     def __len__(self): return len(self.frame)
-    def __repr__(self): return f'Store of {len(self):,} pictures of {self.size} px, {len(self.bad)} bad ones left out, {self.bytes / 1e6:,.1f} MB'
+    def __repr__(self):
+        held = f'Store of {len(self):,} pictures of {self.size} px, {len(self.bad)} bad ones left out'
+        return f'{held}, {self.bytes / 1e6:,.1f} MB'
 
 # %% ../../nbs/engine/05_store.ipynb #da9d1171
 @patch
@@ -93,11 +97,13 @@ def mapped(self: Store) -> np.ndarray:  # uint8 (all pictures, size, size, 3)
     "The store's file as an array; pages come from disk when they are touched."
     return np.asarray(np.memmap(self.file, np.uint8, 'c', shape=(self.n, self.size, self.size, 3)))
 
+# %% ../../nbs/engine/05_store.ipynb #9033bb83
 @patch
 def damaged(self: Store, done: dict) -> list:  # block numbers
     "Those of the `done` blocks whose pixels do not have the checksum in the journal."
     array = self.mapped()
-    check = lambda block: _checksum(zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]), done[block]['bad']) != done[block]['crc']
+    check = lambda block: _checksum(zlib.crc32(array[block * BLOCK:(block + 1) * BLOCK]),
+                                    done[block]['bad']) != done[block]['crc']
     try:
         with ThreadPoolExecutor(num_cpus()) as pool: wrong = list(pool.map(check, done))
     except RuntimeError: wrong = map(check, done)  # no thread may be started
@@ -145,10 +151,12 @@ def resume(self: Store,
         with suppress(ValueError, KeyError, IndexError, TypeError):  # a line that was cut off by a kill, or damaged
             entry = json.loads(line)
             block, _, _ = entry['block'], entry['crc'], dict(entry['bad'])  # all there, and of the right kind
-            if block >= 0 and (entry['key'] == keys[block] or entry['content'] == content(block)): done[block] = entry | {'key': keys[block]}
+            if block >= 0 and (entry['key'] == keys[block] or entry['content'] == content(block)):
+                done[block] = entry | {'key': keys[block]}
     self.make_room()
     wrong = self.damaged(done)
-    if wrong: print(f'{len(wrong)} of {len(keys)} blocks of {self.file} are damaged: decoding them again', file=sys.stderr)
+    if wrong:
+        print(f'{len(wrong)} of {len(keys)} blocks of {self.file} are damaged: decoding them again', file=sys.stderr)
     return {block: entry for block, entry in done.items() if block not in wrong}
 
 # %% ../../nbs/engine/05_store.ipynb #376355b1
@@ -167,11 +175,31 @@ def finish(self: Store, done: dict):
     if not len(self.frame): raise ValueError(f'none of the {self.n} pictures could be read, the first is {first}')
     return self
 
+# %% ../../nbs/engine/05_store.ipynb #011c21c5
 def _tell_bad(store):
     "One line about the pictures that are left out."
     first, more = store.bad[:1].to_numpy().tolist(), ', ...' if len(store.bad) > 1 else ''
     for path, reason in first:
         print(f'{len(store.bad)} of {store.n} pictures left out: {printable(path)} ({reason}){more}', file=sys.stderr)
+
+# %% ../../nbs/engine/05_store.ipynb #d23f3607
+def _decode_missing(stores, done, root, keys, workers, progress):
+    "Decode the blocks that a store lacks, and note each in its journal as soon as it is written."
+    lacking = {block: [i for i, entries in enumerate(done) if block not in entries] for block in range(len(keys))}
+    lacking = {block: which for block, which in lacking.items() if which}
+    if not lacking: return
+    paths = list(stores[0].all.path)
+    jobs = {block: (root, paths[block * BLOCK:(block + 1) * BLOCK], block * BLOCK,
+                    [(stores[i].file, stores[i].size) for i in which])
+            for block, which in lacking.items()}
+    results = run_in_processes(_decode_block, jobs, workers)
+    if progress: 
+        sizes = ' and '.join(f'{store.size} px' for store in stores)
+        results = show_progress(results, len(jobs), f'decoding to {sizes}', BLOCK)
+    for block, (bad, crcs, content) in results:
+        for i, crc in zip(lacking[block], crcs):
+            done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'content': content, 'bad': bad}
+            with open(stores[i].journal, 'a') as file: file.write(json.dumps(done[i][block]) + '\n')
 
 # %% ../../nbs/engine/05_store.ipynb #6b63763e
 def build_stores(
@@ -195,24 +223,6 @@ def build_stores(
     for store, entries in zip(stores, done): store.finish(entries)
     if progress: _tell_bad(stores[0])
     return dict(zip(sizes, stores))
-
-# %% ../../nbs/engine/05_store.ipynb #d23f3607
-def _decode_missing(stores, done, root, keys, workers, progress):
-    "Decode the blocks that a store lacks, and note each in its journal as soon as it is written."
-    lacking = {block: [i for i, entries in enumerate(done) if block not in entries] for block in range(len(keys))}
-    lacking = {block: which for block, which in lacking.items() if which}
-    if not lacking: return
-    paths = list(stores[0].all.path)
-    jobs = {block: (root, paths[block * BLOCK:(block + 1) * BLOCK], block * BLOCK, [(stores[i].file, stores[i].size) for i in which])
-            for block, which in lacking.items()}
-    results = run_in_processes(_decode_block, jobs, workers)
-    if progress: 
-        sizes = ' and '.join(f'{store.size} px' for store in stores)
-        results = show_progress(results, len(jobs), f'decoding to {sizes}', BLOCK)
-    for block, (bad, crcs, content) in results:
-        for i, crc in zip(lacking[block], crcs):
-            done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'content': content, 'bad': bad}
-            with open(stores[i].journal, 'a') as file: file.write(json.dumps(done[i][block]) + '\n')
 
 # %% ../../nbs/engine/05_store.ipynb #5ec3418a
 def build_store(

@@ -24,6 +24,7 @@ def keep_freed_memory(
         mallopt(trim_threshold, megabytes * 2**20)
         mallopt(mmap_threshold, megabytes * 2**19)
 
+# %% ../../nbs/engine/02_workers.ipynb #b4c5d21e
 def _work(function, pipe, parent):
     "A worker: jobs come, answers go back, None is the end. It leaves Ctrl-C to its parent, and ends when that is gone."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
