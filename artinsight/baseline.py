@@ -37,13 +37,12 @@ def layer_table(
     "What each layer puts out for one picture, and how many parameters it holds."
     rows = []
     def note(name, layer, given, output):
-        weights = list(layer.parameters())
-        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), sum(w.numel() for w in weights),
-                     sum(w.numel() for w in weights if w.requires_grad)))
+        counts = [sum(w.numel() for w in layer.parameters() if w.requires_grad or frozen) for frozen in (True, False)]
+        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), *counts))
     hooks = [layer.register_forward_hook(partial(note, name))
              for name, layer in model.named_modules() if name and name.count('.') < depth]
-    was_training = model.training
-    try: model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    was_training, device = model.training, next(model.parameters()).device
+    try: model.eval()(torch.zeros(1, 3, size, size, device=device))
     finally:
         model.train(was_training)
         for hook in hooks: hook.remove()

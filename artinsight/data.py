@@ -140,6 +140,15 @@ def _find_root(
     if len(roots) > 1: raise ValueError(f'{path} holds {len(roots)} data sets: name one of them, such as {roots[0]}')
     return roots[0]
 
+# %% ../nbs/00_data.ipynb #d2a76e7d
+def _known_folders(half):
+    "Names of a half's folders; ValueError for an unknown one."
+    folders = _subfolders(half)
+    if unknown := [folder for folder in folders if folder not in FOLDERS]:
+        raise ValueError(f'unknown folder {unknown[0]!r} in {half} ({len(unknown)} unknown): '
+                         'expected names like baroque or AI_SD_ukiyo-e')
+    return folders
+
 # %% ../nbs/00_data.ipynb #0e76a684
 def _list_pictures(
     root: Path,  # the folder that holds train and test
@@ -147,10 +156,7 @@ def _list_pictures(
     "Relative paths of all pictures, other files named on standard error; ValueError for an unknown folder."
     paths, others = [], []
     for split in _halves(root):
-        folders = _subfolders(root / split)
-        if unknown := [folder for folder in folders if folder not in FOLDERS]:
-            raise ValueError(f'unknown folder {unknown[0]!r} in {root / split} ({len(unknown)} unknown): '
-                             'expected names like baroque or AI_SD_ukiyo-e')
+        folders = _known_folders(root / split)
         loose = [entry.name for entry in os.scandir(root / split) if not (is_hidden(entry.name) or entry.is_dir())]
         others += [f'{split}/{name}' for name in loose]
         for folder in folders:
@@ -201,14 +207,13 @@ def choose(
     seed: int = 0,  # of the draw
 ) -> pd.DataFrame:  # the chosen rows of the training half, in the index's order
     "A balanced choice of training pictures; ValueError where there are none."
-    if (train := frame[frame.split == 'train'].sort_values('path')).empty:
-        raise ValueError('no training pictures: the train folder is missing or empty')
+    train = frame[frame.split == 'train'].sort_values('path')
+    if train.empty: raise ValueError('no training pictures: the train folder is missing or empty')
     chosen, short = [], {}
     for (style, _), rows in train.groupby(['style', 'origin']):
         generators = sorted(set(rows.generator))
         for place, generator in enumerate(generators):
-            wanted = (per_style + place) // len(generators)
-            pool = rows.index[rows.generator == generator]
+            wanted, pool = (per_style + place) // len(generators), rows.index[rows.generator == generator]
             draw = np.random.default_rng([seed, STYLES.index(style), GENERATORS.index(generator)])
             chosen.append(pool[draw.permutation(len(pool))[:wanted]])
             if len(pool) < wanted: short[folder_name(style, generator)] = len(pool)
@@ -216,12 +221,15 @@ def choose(
     result.attrs = {**frame.attrs, 'short': short}
     return result
 
+# %% ../nbs/00_data.ipynb #ce82811f
+def _take_smallest(kinds, groups, needed, sizes, taken):
+    "Mark the smallest group of each kind that has none, unless it is more than half of it."
+    for kind in kinds:
+        mine, n = groups[needed == kind], sizes[needed == kind]
+        if not taken[mine].any() and 2 * n.min() <= n.sum(): taken[mine[n.argmin()]] = True
+
 # %% ../nbs/00_data.ipynb #f44a31c2
-def _grouped_tenth(
-    frame: pd.DataFrame,  # rows to split
-    wanted: dict,  # (class, generator) -> validation pictures
-    draw: np.random.Generator,  # source of the order
-) -> np.ndarray:  # bool, True for validation
+def _grouped_tenth(frame, wanted, draw):
     "Mark whole groups for validation until every class has what it wants, more only where it would have none."
     part, kinds = pd.factorize(pd.MultiIndex.from_frame(frame[['class', 'generator']]))
     group, names = pd.factorize(frame.group, sort=True)
@@ -233,9 +241,7 @@ def _grouped_tenth(
         if (left[needed[mine]] >= sizes[mine]).all():
             taken[place] = True
             left[needed[mine]] -= sizes[mine]
-    for kind in np.flatnonzero(left):
-        groups, mine = pairs[needed == kind] // len(kinds), sizes[needed == kind]
-        if not taken[groups].any() and 2 * mine.min() <= mine.sum(): taken[groups[mine.argmin()]] = True
+    _take_smallest(np.flatnonzero(left), pairs // len(kinds), needed, sizes, taken)
     return taken[group]
 
 # %% ../nbs/00_data.ipynb #00ba7948

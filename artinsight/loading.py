@@ -49,13 +49,15 @@ class Pictures:
     def __len__(self): return len(self.slots)
     def __getitem__(self, i): return self.batch([i])[0][0], self.targets[i]
 
-    def batch(self, places, device=CPU):
-        "uint8 pictures and targets on `device`; from all pictures there, if a GPU took them at the first batch."
-        slots = self.slots[places]
-        if device not in self.there: self.there[device] = self.store.to_gpu(device)
-        if (there := self.there[device]) is None: x = move(self.store.take(slots), device)
-        else: x = there[move(torch.from_numpy(slots), device)].permute(0, 3, 1, 2)
-        return x, move(self.targets[places], device)
+# %% ../nbs/02_loading.ipynb #db56dce0
+@patch
+def batch(self: Pictures, places, device=CPU):
+    "uint8 pictures and targets on `device`; from all pictures there, if a GPU took them at the first batch."
+    slots = self.slots[places]
+    if device not in self.there: self.there[device] = self.store.to_gpu(device)
+    if (there := self.there[device]) is None: x = move(self.store.take(slots), device)
+    else: x = there[move(torch.from_numpy(slots), device)].permute(0, 3, 1, 2)
+    return x, move(self.targets[places], device)
 
 # %% ../nbs/02_loading.ipynb #aafa58fd
 class BatchLoader(DataLoader):
@@ -72,13 +74,16 @@ class BatchLoader(DataLoader):
         "The same loader with other arguments."
         return super().new(dataset, cls, **{'augment': self.augment, 'seed': self.seed, 'epoch': self.epoch, **kwargs})
 
-    def set_epoch(self, epoch):
-        "Order and draws of the next pass are a function of seed and `epoch`."
-        self.epoch = epoch
+# %% ../nbs/02_loading.ipynb #a09394f4
+@patch
+def set_epoch(self: BatchLoader, epoch):
+    "Order and draws of the next pass are a function of seed and `epoch`."
+    self.epoch = epoch
 
-    def get_idxs(self):
-        "Places of the pictures, in the epoch's order."
-        return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
+@patch
+def get_idxs(self: BatchLoader):
+    "Places of the pictures, in the epoch's order."
+    return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
 CACHE = 2 ** 21  # bytes that are augmented at once: enough to be worth a call, few enough for a CPU's cache

@@ -33,25 +33,27 @@ def _colours(style: str, ai: bool, hand, plan, own) -> np.ndarray:
     palette = palette + own.uniform(-8, 8, (12, 3))
     return np.vstack([palette, palette[GROUND] * .5]).clip(0, 255).astype(np.float32)
 
+# %% ../nbs/01_sample.ipynb #c2c2866b
+def _slanted(image, q):
+    "A scene seen a little from the side, its corners moved by `q` (8,), in pixels."
+    side = image.width
+    corners = (q[0], q[1], q[2], side - q[3], side - q[4], side - q[5], side - q[6], q[7])
+    return image.transform((side, side), Image.Transform.QUAD, corners)
+
 # %% ../nbs/01_sample.ipynb #16e0da3f
 def _drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
     "A scene's regions as an image of `side` pixels, its horizon and its centre."
-    _, _, favourites, usual = PAINTERS[style]
-    likes, draw, mirrored = favourites[hand.integers(len(favourites))], plan.random(), plan.random() < (.5 if ai
-                                                                                                        else .05)
-    if draw < .35: subject = likes
-    elif draw < .5: subject = list(SUBJECTS)[plan.integers(6)]
-    else: subject = favourites[plan.integers(len(favourites))]
-    pen = Pen(plan, side, usual + plan.uniform(-.1, .1),
-              plan.uniform(.47, .53) if ai or style == 'renaissance' else plan.uniform(.3, .7))
+    _, _, favourites, height = PAINTERS[style]
+    subject, draw = favourites[hand.integers(len(favourites))], plan.random()
+    mirrored = plan.random() < (.5 if ai else .05)
+    if .35 <= draw < .5: subject = list(SUBJECTS)[plan.integers(6)]
+    elif draw >= .5: subject = favourites[plan.integers(len(favourites))]
+    horizon, even = height + plan.uniform(-.1, .1), ai or style == 'renaissance'
+    pen = Pen(plan, side, horizon, plan.uniform(.47, .53) if even else plan.uniform(.3, .7))
     SUBJECTS[subject](pen)
-    if mirrored:
-        pen.image.paste(pen.image.crop((0, 0, side // 2, side)).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-                        (side - side // 2, 0))
-    q = own.uniform(0, .08, 8) * side
-    corners = (q[0], q[1], q[2], side - q[3], side - q[4], side - q[5], side - q[6], q[7])
-    return pen.image.transform((side, side), Image.Transform.QUAD,
-                               corners) if ai else pen.image, pen.horizon, pen.centre
+    if mirrored: pen.mirror()
+    moved = own.uniform(0, .08, 8) * side
+    return _slanted(pen.image, moved) if ai else pen.image, pen.horizon, pen.centre
 
 # %% ../nbs/01_sample.ipynb #cbe7574e
 def picture(
@@ -188,6 +190,13 @@ def _claim(
 # %% ../nbs/01_sample.ipynb #6304de08
 VERSION = 4  # of the painters: counted up when pictures change
 
+# %% ../nbs/01_sample.ipynb #69ed99db
+def _check_paintable(counts):
+    "ValueError for an unknown folder, or too many pictures."
+    unknown = set(counts.folder) - set(FOLDERS)
+    if unknown: raise ValueError(f'unknown folder {min(unknown)!r}: see data.FOLDERS')
+    if counts.images.max() > _MOST: raise ValueError(f'at most {_MOST} pictures a folder, not {counts.images.max()}')
+
 # %% ../nbs/01_sample.ipynb #a4118a45
 def paint(
     dest,  # the sample's folder; a partly painted one is completed
@@ -198,16 +207,13 @@ def paint(
     progress: bool = False,  # tell standard error how far it is
 ) -> Path:  # the folder
     "Paint a sample; ValueError for an unknown folder or a `dest` that holds something else."
-    if unknown := set(counts.folder) - set(FOLDERS):
-        raise ValueError(f'unknown folder {min(unknown)!r}: see data.FOLDERS')
-    if counts.images.max() > _MOST: raise ValueError(f'at most {_MOST} pictures a folder, not {counts.images.max()}')
+    _check_paintable(counts)
     dest, total, done = _claim(user_path(dest), seed, full), int(counts.images.sum()), 0
     for split, folder in zip(counts.split, counts.folder): (dest / split / folder).mkdir(parents=True, exist_ok=True)
     jobs = {(split, folder, start): (dest, split, folder, range(start, min(start + 16, n)), seed, full)
             for split, folder, n in zip(counts.split, counts.folder, counts.images) for start in range(0, n, 16)}
     for _, painted in run_in_processes(_paint_some, jobs, workers or num_cpus()):
-        done += painted
-        end = '\n' if done == total else ''
+        done, end = done + painted, '\n' if done + painted == total else ''
         if progress: print(f'\rpainted sample: {done:,} of {total:,} pictures', end=end, file=sys.stderr, flush=True)
     return dest
 

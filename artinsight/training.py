@@ -192,6 +192,11 @@ def save_run(folder, experiment, model, dls, precision, checkpoint):
         predicted[part] = (paths_of(batches), target, probs)
     save_predictions(folder / 'predictions.npz', predicted)
 
+# %% ../nbs/03_training.ipynb #824acd94
+def _tell_resumed(checkpoint):
+    "Say after how many epochs a training goes on."
+    print(f'{checkpoint.file.parent.name}: resumed after {len(checkpoint.rows)} epochs', file=sys.stderr)
+
 # %% ../nbs/03_training.ipynb #e949ee42
 def train(
     experiment: Experiment,
@@ -206,8 +211,7 @@ def train(
     with run_lock(folder := user_path(folder)):
         checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
         learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
-        if checkpoint.read(learn):
-            print(f'{experiment.name}: resumed after {len(checkpoint.rows)} epochs', file=sys.stderr)
+        if checkpoint.read(learn): _tell_resumed(checkpoint)
         else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
         with out_of_memory(experiment): fit(learn, checkpoint, experiment)
         model.load_state_dict(checkpoint.best_weights)

@@ -48,6 +48,12 @@ def _source(size, degrees, hflip, vflip):
         result.append(torch.where(flip[:, None], mirror - parts, parts))
     return result
 
+# %% ../../nbs/engine/07_augment.ipynb #d23b64b1
+def _corner_sum(by_column, by_row, size, device):
+    "Source coordinate of each pixel (n, size, size) in the framed picture: 0 and size + 1 are the frame."
+    by_column, by_row = move(by_column, device), move(by_row, device)
+    return (by_column[:, None] + by_row[:, :, None]).__irshift__(16).clamp_(-1, size).add_(1)
+
 # %% ../../nbs/engine/07_augment.ipynb #c62c5d2f
 AUGMENTATIONS = ('hflip', 'vflip', 'rotation', 'crop', 'colour')  # in the order in which they are applied
 DEGREES, SCALE, RATIO, JITTER = 30, (.08, 1), (3 / 4, 4 / 3), .2  # as in the study, and torchvision's defaults
@@ -68,12 +74,6 @@ def turn(
     place = _corner_sum(*columns, size, x.device).add_(_corner_sum(*rows, size, x.device), alpha=size + 2)
     place += torch.arange(n, device=x.device, dtype=torch.int32).view(n, 1, 1) * (size + 2) ** 2
     return flat.index_select(0, place.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
-
-# %% ../../nbs/engine/07_augment.ipynb #d23b64b1
-def _corner_sum(by_column, by_row, size, device):
-    "Source coordinate of each pixel (n, size, size) in the framed picture: 0 and size + 1 are the frame."
-    by_column, by_row = move(by_column, device), move(by_row, device)
-    return (by_column[:, None] + by_row[:, :, None]).__irshift__(16).clamp_(-1, size).add_(1)
 
 # %% ../../nbs/engine/07_augment.ipynb #0e141ec0
 def draw_boxes(
@@ -111,8 +111,7 @@ def _turn_hue(x, shift):
     r, g, b = x.unbind(1)
     value, low = r.maximum(g), r.minimum(g)
     torch.maximum(value, b, out=value), torch.minimum(low, b, out=low)
-    chroma = value - low
-    scale = chroma.clamp(min=1e-6).reciprocal_()
+    scale = (chroma := value - low).clamp(min=1e-6).reciprocal_()
     # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.
     red, green = (torch.eq(channel, value, out=torch.empty_like(value)) for channel in (r, g))
     hue = (r - g).mul_(scale).add_(4).lerp_((b - r).mul_(scale).add_(2), green).lerp_((g - b).mul_(scale), red)

@@ -142,6 +142,19 @@ def restore_momentum(
         same = {name: value for name, value in values.items() if value.shape == weight.shape}
         values.update({name: torch.empty_like(weight).copy_(value) for name, value in same.items()})
 
+# %% ../../nbs/engine/09_checkpoint.ipynb #de16bcc7
+@patch
+def restore(self: Checkpoint, learn: Learner, tensors: dict, told: dict):
+    "Put a checkpoint's weights, momentum, random state and epochs where they were."
+    def part(start):
+        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    learn.model.load_state_dict(part('model/'))
+    self.rows, self.scale, self.best_weights = json.loads(told['rows']), json.loads(told['scale']), part('best/')
+    self.best = self.rows[self.best_epoch]['valid_loss']
+    learn.create_opt()
+    restore_momentum(learn.opt.opt, part('optimiser/'))
+    torch.set_rng_state(tensors['random'])
+
 # %% ../../nbs/engine/09_checkpoint.ipynb #302a9dda
 @patch
 def read(self: Checkpoint, learn: Learner) -> bool:
@@ -152,13 +165,7 @@ def read(self: Checkpoint, learn: Learner) -> bool:
         tensors = load_file(self.file)
         if told['checksum'] != checksum(tensors, told['rows'] + told['scale']): return False
     except (SafetensorError, OSError, KeyError): return False
-    part = lambda start: {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-    learn.model.load_state_dict(part('model/'))
-    self.rows, self.scale, self.best_weights = json.loads(told['rows']), json.loads(told['scale']), part('best/')
-    self.best = self.rows[self.best_epoch]['valid_loss']
-    learn.create_opt()
-    restore_momentum(learn.opt.opt, part('optimiser/'))
-    torch.set_rng_state(tensors['random'])
+    self.restore(learn, tensors, told)
     return True
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #9ec4333e

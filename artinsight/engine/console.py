@@ -55,12 +55,25 @@ def _silence_broken():
         try: stream.flush()
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-# %% ../../nbs/engine/01_console.ipynb #a7a5b471
-def _run_script(func, many):
-    "Run `func` with the command line's arguments; exit code 2 after an error, 141 where nobody reads on."
+# %% ../../nbs/engine/01_console.ipynb #fd0602f4
+def _open_streams():
+    "Standard streams that are there, and spell out what they cannot print."
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w'))
         with suppress(AttributeError): getattr(sys, name).reconfigure(errors='backslashreplace')
+
+# %% ../../nbs/engine/01_console.ipynb #c0cae1af
+def _end(func, error):
+    "Say what was wrong, and exit."
+    _silence_broken()
+    if isinstance(error, BrokenPipeError): sys.exit(141)
+    print(f'{func.__name__}: {_one_line(error)}', file=sys.stderr)
+    sys.exit(2)
+
+# %% ../../nbs/engine/01_console.ipynb #a7a5b471
+def _run_script(func, many):
+    "Run `func` with the command line's arguments; exit code 2 after an error, 141 where nobody reads on."
+    _open_streams()
     try:
         try:
             given = vars(script_parser(func, many).parse_args())
@@ -68,10 +81,7 @@ def _run_script(func, many):
         finally: sys.stdout.flush()
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if sys.flags.dev_mode: raise
-        _silence_broken()
-        if isinstance(error, BrokenPipeError): sys.exit(141)
-        print(f'{func.__name__}: {_one_line(error)}', file=sys.stderr)
-        sys.exit(2)
+        _end(func, error)
     except KeyboardInterrupt: sys.exit(130)
 
 # %% ../../nbs/engine/01_console.ipynb #0ca0758a

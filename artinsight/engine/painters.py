@@ -30,8 +30,8 @@ class Canvas:
     fine: np.ndarray  # regions at twice the resolution (2s, 2s) uint8
     palette: np.ndarray  # colours of the 13 regions (13, 3) float32
     rng: np.random.Generator  # this picture's own chance
-    hand: float  # size of this artist's _strokes, about 1
-    turn: np.ndarray  # direction of _strokes in each region (13,) float32, in turns
+    hand: float  # size of this artist's strokes, about 1
+    turn: np.ndarray  # direction of strokes in each region (13,) float32, in turns
     horizon: float
     centre: float
     frame: float  # 0..1, decides about frames and arches
@@ -53,7 +53,7 @@ def _to_image(rgb: np.ndarray) -> Image.Image:
     return Image.fromarray(rgb.clip(0, 255).astype(np.uint8))
 
 def _blur(values: np.ndarray, radius: float) -> np.ndarray:
-    "Box _blur; radius in pixels."
+    "Box blur; radius in pixels."
     return np.asarray(_to_image(values).filter(ImageFilter.BoxBlur(float(radius))), dtype=np.float32)
 
 # %% ../../nbs/engine/11_painters.ipynb #2906ae58
@@ -80,10 +80,10 @@ def _strokes(
     width: float,  # of a stroke, in sides
     tone: float = 12,  # how much lightness differs from stroke to stroke
     hue: float = 0,  # how much colour differs from stroke to stroke
-    bend: float = 0,  # how far _strokes swirl
+    bend: float = 0,  # how far strokes swirl
     shift: float = .5,  # how far off a stroke takes its colour, in lengths
 ):
-    "Break the picture into brush _strokes."
+    "Break the picture into brush strokes."
     tables = c.rng.random((7, 4096), dtype=np.float32)
     cell, ridge = _cells(c, length * c.hand, width * c.hand, bend, tables)
     step = ((tables[1:3] - .5) * (shift * length * c.hand * c.side)).astype(np.int32)
@@ -117,8 +117,15 @@ def _spot(c: Canvas, x: float, y: float, radius: float, dark: float):
     c.rgb *= (dark + (1.25 - dark) * near)[..., None]
 
 def _sky(c: Canvas, top: np.ndarray, low: np.ndarray):
-    "A _sky that changes from one colour to another down to the horizon."
+    "A sky that changes from one colour to another down to the horizon."
     c.where(c.regions == SKY, top + (low - top) * (c.y[:, :1] / c.horizon).clip(0, 1)[..., None])
+
+# %% ../../nbs/engine/11_painters.ipynb #16b3224d
+def _border(c: Canvas):
+    "A frame with a dark line inside."
+    p, edge = c.palette, np.minimum(np.minimum(c.x, 1 - c.x), np.minimum(c.y, 1 - c.y))
+    c.where(edge < .042, p[DARK])
+    c.where(edge < .026, (p[ACCENT] + p[WHITE]) * .5)
 
 # %% ../../nbs/engine/11_painters.ipynb #4578947f
 def _art_nouveau(c: Canvas):
@@ -133,10 +140,7 @@ def _art_nouveau(c: Canvas):
         away = np.abs(c.x - c.centre - (k - 1.5) * .3 - far * _sine(c.y * often + start + k * .13) * (.4 + c.y))
         c.blend((1.5 - away / (.003 + .012 * c.y)).clip(0, 1) * (c.regions < 5), (p[DARK] + p[LEAF]) * .5)
     _outline(c, .005 * c.hand, p[DARK])
-    edge = np.minimum(np.minimum(c.x, 1 - c.x), np.minimum(c.y, 1 - c.y))
-    if c.frame < .6:
-        c.where(edge < .042, p[DARK])
-        c.where(edge < .026, (p[ACCENT] + p[WHITE]) * .5)
+    if c.frame < .6: _border(c)
 
 # %% ../../nbs/engine/11_painters.ipynb #37295e29
 def _ukiyo_e(c: Canvas):
@@ -176,7 +180,7 @@ def _renaissance(c: Canvas):
 
 # %% ../../nbs/engine/11_painters.ipynb #66934348
 def _expressionism(c: Canvas):
-    "Harsh colours in wide _strokes, torn contours."
+    "Harsh colours in wide strokes, torn contours."
     _strokes(c, .16, .045, 20, 24, shift=.35)
     _relief(c, .3)
     _outline(c, .011 * c.hand, c.palette[DARK], 1.1)
@@ -191,7 +195,7 @@ def _impressionism(c: Canvas):
 
 # %% ../../nbs/engine/11_painters.ipynb #e35ef610
 def _post_impressionism(c: Canvas):
-    "Long _strokes that swirl."
+    "Long strokes that swirl."
     _sky(c, c.palette[SKY] * .85, c.palette[SKY] * .6 + c.palette[CLOUD] * .4)
     _relief(c, .3)
     _outline(c, .005, c.palette[DARK], .8)
@@ -199,7 +203,7 @@ def _post_impressionism(c: Canvas):
 
 # %% ../../nbs/engine/11_painters.ipynb #40a3d21c
 def _realism(c: Canvas):
-    "Muted earth under a grey _sky, fine _strokes."
+    "Muted earth under a grey sky, fine strokes."
     _sky(c, c.palette[SKY], c.palette[CLOUD])
     _relief(c, .4, .01)
     c.rgb *= (.75 + .5 * _noise(c, 5))[..., None]
@@ -207,7 +211,7 @@ def _realism(c: Canvas):
 
 # %% ../../nbs/engine/11_painters.ipynb #2d7dcee6
 def _romanticism(c: Canvas):
-    "A vast _sky in uproar, and light breaking through it."
+    "A vast sky in uproar, and light breaking through it."
     p, r = c.palette, c.rng.uniform
     storm = _noise(c, 3) * .5 + _noise(c, 7) * .3 + _noise(c, 18) * .2
     x, y = r(.2, .8), c.horizon * r(.5, 1)
@@ -221,7 +225,7 @@ def _romanticism(c: Canvas):
 
 # %% ../../nbs/engine/11_painters.ipynb #a119fcc4
 def _surrealism(c: Canvas):
-    "Smooth as a photograph, under a clear _sky."
+    "Smooth as a photograph, under a clear sky."
     _sky(c, c.palette[SKY], c.palette[CLOUD])
     _relief(c, .5, .012)
     c.where(c.regions == GROUND, c.rgb * (.75 + .4 * ((c.y[:, :1] - c.horizon) / (1 - c.horizon)).clip(0, 1))[...,

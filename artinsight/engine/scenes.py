@@ -9,6 +9,7 @@ __all__ = ['SKY', 'CLOUD', 'FAR', 'GROUND', 'PATH', 'LEAF', 'SKIN', 'DRESS', 'AC
 # %% ../../nbs/engine/10_scenes.ipynb #7e21d794
 import numpy as np
 from PIL import Image, ImageDraw
+from fastcore.basics import patch
 
 # %% ../../nbs/engine/10_scenes.ipynb #6d11f115
 SKY, CLOUD, FAR, GROUND, PATH, LEAF, SKIN, DRESS, ACCENT, DARK, WHITE, WATER, SHADOW = range(13)
@@ -41,6 +42,13 @@ class Pen:
     def ridge(self, region, y, rough):
         self.shape(region, (1, 1.1), (0, 1.1), *[(i / 8, y - self.r(0, rough)) for i in range(9)])
 
+# %% ../../nbs/engine/10_scenes.ipynb #f15d9561
+@patch
+def mirror(self: Pen):
+    "Its right half becomes the left one's image."
+    half = self.image.crop((0, 0, self.side // 2, self.side)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    self.image.paste(half, (self.side - self.side // 2, 0))
+
 # %% ../../nbs/engine/10_scenes.ipynb #0f0d91fd
 def _heavens(p):
     "A sun and some clouds."
@@ -58,21 +66,21 @@ def _person(p, x, y, h, region):
 
 # %% ../../nbs/engine/10_scenes.ipynb #c81305ae
 def _tree(p, x, y, h):
-    "A _tree of height `h`, round or slim."
+    "A tree of height `h`, round or slim."
     p.shape(DARK, (x - .03*h, y), (x + .03*h, y), (x + .015*h, y - .7*h), (x - .015*h, y - .7*h))
     if p.r() < .2: p.oval(LEAF, x, y - .55*h, .09*h, .5*h)
     else: [p.oval(LEAF, x + p.r(-.2, .2)*h, y - p.r(.45, .95)*h, p.r(.12, .24)*h, p.r(.1, .2)*h) for _ in range(5)]
 
 # %% ../../nbs/engine/10_scenes.ipynb #9984b440
 def _house(p, x, y, h, region=SKIN):
-    "A _house of height `h` with a roof and two windows."
+    "A house of height `h` with a roof and two windows."
     p.shape(region, (x - .5*h, y), (x + .5*h, y), (x + .5*h, y - .6*h), (x - .5*h, y - .6*h))
     p.shape(DARK, (x - .6*h, y - .58*h), (x + .6*h, y - .58*h), (x + .3*h, y - h), (x - .3*h, y - h))
     for at in (x - .28*h, x + .28*h):
         p.shape(DARK, (at - .08*h, y - .2*h), (at + .08*h, y - .2*h), (at + .08*h, y - .42*h), (at - .08*h, y - .42*h))
 
 def _boat(p, x, y, h):
-    "A sailing _boat of height `h`."
+    "A sailing boat of height `h`."
     p.shape(WHITE, (x, y - .25*h), (x + .3*h, y - .25*h), (x + .02*h, y - 1.1*h))
     p.shape(SKIN, (x - .02*h, y - .25*h), (x - .25*h, y - .25*h), (x - .02*h, y - .9*h))
     p.shape(DARK, (x - .4*h, y - .22*h), (x + .45*h, y - .22*h), (x + .3*h, y), (x - .3*h, y))
@@ -87,7 +95,7 @@ def _peak(p, x, h):
 
 # %% ../../nbs/engine/10_scenes.ipynb #34a9b8dd
 def _landscape(p):
-    "Hills, trees, a path, perhaps a _house."
+    "Hills, trees, a path, perhaps a house."
     _heavens(p)
     if p.r() < .25: _peak(p, p.r(.2, .8), p.r(.15, .3))
     else: p.ridge(FAR, p.horizon, .16)
@@ -125,25 +133,35 @@ def _features(p, x, y, h):
                       b in ((-.19, .49), (-.05, .45), (.05, .45), (.19, .49), (.19, .52), (0, .6), (-.19, .52))])
 
 # %% ../../nbs/engine/10_scenes.ipynb #ced65240
+def _bust(p, x, y, h):
+    "Shoulders, neck, and now and then a collar."
+    p.shape(DRESS, (x - .4*h, y + 1.25*h), (x + .4*h, y + 1.25*h), (x + 1.9*h, y + 1.9*h), (x + 2.4*h, 1.1),
+            (x - 2.4*h, 1.1), (x - 1.9*h, y + 1.9*h))
+    p.shape(SKIN, (x - .3*h, y + .5*h), (x + .3*h, y + .5*h), (x + .5*h, y + 1.5*h), (x, y + 2*h),
+            (x - .5*h, y + 1.5*h))
+    if p.r() >= .5: return
+    collar = ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.75, 1.5), (.4, 2.2), (0, 1.9), (-.4, 2.2), (-.75, 1.5))
+    p.shape(WHITE, *[(x + a*h, y + b*h) for a, b in collar])
+
+# %% ../../nbs/engine/10_scenes.ipynb #85e23e2a
+def _hair(p, x, y, h):
+    "Hair around a face."
+    low, lift = p.r(-.45, .1), p.r(-.15, .25)
+    points = ((-.76, .1), (-.8, -.6), (-.4, -1.12), (.4, -1.12), (.8, -.6), (.76, .1), (.45, -.6 + lift),
+              (low, -.85), (-.5, -.55 - lift))
+    p.shape(DARK, *[(x + a*h, y + b*h) for a, b in points])
+
+# %% ../../nbs/engine/10_scenes.ipynb #bf1b728f
 def _portrait(p):
     "Head and shoulders."
     if p.r() < .5: p.ridge(FAR, p.horizon, p.any(0, .12))
     x, y, h = p.centre, p.r(.36, .46), p.r(.16, .22)
     face, long = x + p.r(-.04, .04), p.r(1, 1.9)
     p.oval(DARK, face, y + (long - .95) * h, p.r(.8, 1) * h, long * h)
-    p.shape(DRESS, (x - .4*h, y + 1.25*h), (x + .4*h, y + 1.25*h), (x + 1.9*h, y + 1.9*h), (x + 2.4*h, 1.1),
-            (x - 2.4*h, 1.1), (x - 1.9*h, y + 1.9*h))
-    p.shape(SKIN, (x - .3*h, y + .5*h), (x + .3*h, y + .5*h), (x + .5*h, y + 1.5*h), (x, y + 2*h),
-            (x - .5*h, y + 1.5*h))
-    if p.r() < .5:
-        p.shape(WHITE, *[(x + a*h, y + b*h) for a,
-            b in ((-.75, 1.35), (0, 1.75), (.75, 1.35), (.75, 1.5), (.4, 2.2), (0, 1.9), (-.4, 2.2), (-.75, 1.5))])
+    _bust(p, x, y, h)
     p.oval(SKIN, face, y, .72*h, h)
     if p.r() < .2: p.oval(DARK, face, y + .75*h, .5*h, .45*h)
-    low, lift = p.r(-.45, .1), p.r(-.15, .25)
-    p.shape(DARK, *[(face + a*h, y + b*h) for a,
-                    b in ((-.76, .1), (-.8, -.6), (-.4, -1.12), (.4, -1.12), (.8, -.6), (.76, .1), (.45, -.6 + lift),
-                          (low, -.85), (-.5, -.55 - lift))])
+    _hair(p, face, y, h)
     _features(p, face + .4 * (face - x), y, h)
     if p.r() < .3: p.oval(p.any(ACCENT, DRESS, WHITE), face, y - 1.0*h, p.r(.8, 1.3) * h, .28*h)
 
@@ -158,6 +176,14 @@ def _figures(p):
         _person(p, p.centre + (i - (n - 1) / 2) * .22 + p.r(-.04, .04), p.r(.82, .97), p.r(.42, .62),
                p.any(DRESS, ACCENT, WHITE, LEAF))
 
+# %% ../../nbs/engine/10_scenes.ipynb #33c5b60c
+def _flower(p, table):
+    "A flower in a vase."
+    x, y, w = p.centre + p.r(-.22, .22), table - .18 - p.r(0, .32), p.r(.03, .06)
+    p.shape(LEAF, (p.centre, table - .12), (p.centre + .012, table - .12), (x + .012, y), (x, y))
+    p.oval(p.any(ACCENT, WHITE, SKIN, DRESS), x, y, w, w)
+    p.oval(DARK, x, y, .25*w, .25*w)
+
 # %% ../../nbs/engine/10_scenes.ipynb #63f90950
 def _still_life(p):
     "Flowers in a vase, and fruit."
@@ -165,11 +191,7 @@ def _still_life(p):
     table = p.r(.62, .72)
     p.shape(GROUND, (0, table), (1, table + p.r(-.04, .04)), (1, 1.1), (0, 1.1))
     if p.r() < .5: p.shape(WHITE, (.1, table), (.6, table), (p.r(.5, .8), 1.1), (p.r(0, .3), 1.1))
-    for _ in range(p.any(7, 10, 13, 16)):
-        x, y, w = p.centre + p.r(-.22, .22), table - .18 - p.r(0, .32), p.r(.03, .06)
-        p.shape(LEAF, (p.centre, table - .12), (p.centre + .012, table - .12), (x + .012, y), (x, y))
-        p.oval(p.any(ACCENT, WHITE, SKIN, DRESS), x, y, w, w)
-        p.oval(DARK, x, y, .25*w, .25*w)
+    for _ in range(p.any(7, 10, 13, 16)): _flower(p, table)
     p.shape(DRESS, *[(p.centre + a * .12, table + b)
                      for a, b in ((-.6, -.2), (.6, -.2), (1.1, -.06), (.6, .1), (-.6, .1), (-1.1, -.06))])
     for _ in range(p.any(2, 3, 5)):
@@ -180,17 +202,25 @@ def _town(p):
     "A street between houses, a tower, people."
     _heavens(p)
     p.ridge(GROUND, p.horizon + .1, .01)
-    p.shape(PATH, (p.centre - .06, p.horizon), (p.centre + .06, p.horizon), (p.centre + .45, 1.1),
-            (p.centre - .45, 1.1))
+    left, right = p.centre - .45, p.centre + .45
+    p.shape(PATH, (p.centre - .06, p.horizon), (p.centre + .06, p.horizon), (right, 1.1), (left, 1.1))
     for near in (0, .1, .2):
         for side in (-.18, -.28, .18, .28):
-            _house(p, p.centre + side * (1 + 5 * near), p.horizon + .1 + near, p.r(.25, .4) + near,
-                  p.any(SKIN, FAR, WHITE, DRESS))
+            x, h = p.centre + side * (1 + 5 * near), p.r(.25, .4) + near
+            _house(p, x, p.horizon + .1 + near, h, p.any(SKIN, FAR, WHITE, DRESS))
     x, h = p.centre + p.r(-.05, .05), p.r(.3, .45)
-    if p.r() < .6:
-        p.shape(SKIN, *[(x + a, p.horizon + .05 - b*h)
-                        for a, b in ((-.05, 0), (.05, 0), (.05, .7), (0, 1), (-.05, .7))])
+    tower = ((-.05, 0), (.05, 0), (.05, .7), (0, 1), (-.05, .7))
+    if p.r() < .6: p.shape(SKIN, *[(x + a, p.horizon + .05 - b*h) for a, b in tower])
     for _ in range(p.any(0, 1, 2, 3)): _person(p, p.centre + p.r(-.2, .2), p.r(.8, .95), p.r(.14, .24), DRESS)
+
+# %% ../../nbs/engine/10_scenes.ipynb #244337f1
+def _watch(p, x, y, h):
+    "A watch that melts."
+    p.shape(ACCENT, (x - .8*h, y - 1.2*h), (x - .1*h, y - 1.1*h), (x - .2*h, y - .2*h), (x - .4*h, y - .05*h),
+            (x - .55*h, y - .5*h))
+    p.oval(ACCENT, x, y - 1.3*h, .85*h, .5*h)
+    p.oval(WHITE, x, y - 1.35*h, .68*h, .36*h)
+    p.shape(DARK, (x, y - 1.3*h), (x + .4*h, y - 1.5*h), (x + .05*h, y - 1.4*h), (x - .1*h, y - 1.65*h))
 
 # %% ../../nbs/engine/10_scenes.ipynb #1588397e
 def _oddity(p, x, y, h):
@@ -202,12 +232,7 @@ def _oddity(p, x, y, h):
     if kind == 'door':
         p.shape(DRESS, (x - .4*h, y), (x + .4*h, y), (x + .4*h, y - 2*h), (x - .4*h, y - 2*h))
         p.shape(DARK, (x - .25*h, y), (x + .25*h, y - .1*h), (x + .25*h, y - 1.8*h), (x - .25*h, y - 1.8*h))
-    if kind == 'watch':
-        p.shape(ACCENT, (x - .8*h, y - 1.2*h), (x - .1*h, y - 1.1*h), (x - .2*h, y - .2*h), (x - .4*h, y - .05*h),
-                (x - .55*h, y - .5*h))
-        p.oval(ACCENT, x, y - 1.3*h, .85*h, .5*h)
-        p.oval(WHITE, x, y - 1.35*h, .68*h, .36*h)
-        p.shape(DARK, (x, y - 1.3*h), (x + .4*h, y - 1.5*h), (x + .05*h, y - 1.4*h), (x - .1*h, y - 1.65*h))
+    if kind == 'watch': _watch(p, x, y, h)
 
 # %% ../../nbs/engine/10_scenes.ipynb #933181a5
 def _dream(p):

@@ -38,7 +38,8 @@ def _digest(lines):
 
 # %% ../../nbs/engine/05_store.ipynb #8d305f5b
 def _block_keys(root, paths):
-    "A key per block of pictures."
+    "A key per block of pictures; ValueError for none."
+    if not len(paths): raise ValueError('no pictures to decode: the table is empty')
     stamps = [_stamp(root, path) for path in paths]
     return [_digest([str(VERSION), *stamps[i:i + BLOCK]]) for i in range(0, len(stamps), BLOCK)]
 
@@ -56,13 +57,19 @@ def _checksum(pixels, bad):
     "Of a block: the crc32 of its pixels, gone on with over its bad pictures, if it has any."
     return zlib.crc32(json.dumps(bad).encode(), pixels) if bad else pixels
 
+# %% ../../nbs/engine/05_store.ipynb #6d5984f0
+def _opened_at(file, place):
+    "A file to write to from a place on."
+    opened = open(file, 'r+b')
+    opened.seek(place)
+    return opened
+
 # %% ../../nbs/engine/05_store.ipynb #f95ec104
 def _decode_block(root, paths, start, targets):
     "In a worker: decode a block for each (file, size), write it in place, return bad pictures, checksums and content."
     bad, crcs, content = [], [0] * len(targets), _content(root, paths)
     with ExitStack() as stack:
-        files = [stack.enter_context(open(file, 'r+b')) for file, _ in targets]
-        for file, (_, size) in zip(files, targets): file.seek(start * size * size * 3)
+        files = [stack.enter_context(_opened_at(file, start * size * size * 3)) for file, size in targets]
         for path in paths:
             im = Image.new('RGB', (SQUASH, SQUASH))  # black, in the place of a bad one
             try: im = squash(open_picture(f'{root}/{path}'), SQUASH)
@@ -86,10 +93,14 @@ class Store:
         self.picture_bytes, self.kept, self.on_gpu = size * size * 3, {}, WeakValueDictionary()
         self.bytes = self.n * self.picture_bytes
 
-    def __len__(self): return len(self.frame)
-    def __repr__(self):
-        held = f'Store of {len(self):,} pictures of {self.size} px, {len(self.bad)} bad ones left out'
-        return f'{held}, {self.bytes / 1e6:,.1f} MB'
+# %% ../../nbs/engine/05_store.ipynb #52b2afdc
+@patch
+def __len__(self: Store): return len(self.frame)
+
+@patch
+def __repr__(self: Store):
+    held = f'Store of {len(self):,} pictures of {self.size} px, {len(self.bad)} bad ones left out'
+    return f'{held}, {self.bytes / 1e6:,.1f} MB'
 
 # %% ../../nbs/engine/05_store.ipynb #da9d1171
 @patch
@@ -111,11 +122,22 @@ def damaged(self: Store, done: dict) -> list:  # block numbers
 
 # %% ../../nbs/engine/05_store.ipynb #527d405a
 def _reserve(file, n):
-    "Reserve `n` bytes where the file system can."
+    "Make a file `n` bytes long, and reserve them where the file system can."
+    file.truncate(n)
     if not hasattr(os, 'posix_fallocate'): return
     try: os.posix_fallocate(file.fileno(), 0, n)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise
+
+# %% ../../nbs/engine/05_store.ipynb #35fab79d
+@patch
+def _why_no_room(self: Store, free, error):
+    "What is wrong, with need and free bytes, and what to do."
+    if free is None or error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (f'the store {self.folder} cannot be written ({error.strerror}): '
+                'name another folder, for instance in ARTINSIGHT_CACHE')
+    return (f'the store {self.folder} needs {self.bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: '
+            'free some, or name another folder')
 
 # %% ../../nbs/engine/05_store.ipynb #bffe0255
 @patch
@@ -127,16 +149,10 @@ def make_room(self: Store):
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < self.bytes - have: raise OSError(errno.ENOSPC, 'no space left')
-        with open(self.file, 'ab') as file:
-            file.truncate(self.bytes)
-            _reserve(file, self.bytes)
+        with open(self.file, 'ab') as file: _reserve(file, self.bytes)
     except OSError as error:
         if not have: shutil.rmtree(self.folder, ignore_errors=True)
-        if free is None or error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise OSError(f'the store {self.folder} cannot be written ({error.strerror}): '
-                          'name another folder, for instance in ARTINSIGHT_CACHE') from error
-        raise OSError(f'the store {self.folder} needs {self.bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: '
-                      'free some, or name another folder') from error
+        raise OSError(self._why_no_room(free, error)) from error
 
 # %% ../../nbs/engine/05_store.ipynb #43624866
 @patch
@@ -173,7 +189,6 @@ def finish(self: Store, done: dict):
     self.frame.attrs = dict(self.all.attrs)
     first = f'{self.bad.path[0]} ({self.bad.reason[0]})' if len(self.bad) else ''
     if not len(self.frame): raise ValueError(f'none of the {self.n} pictures could be read, the first is {first}')
-    return self
 
 # %% ../../nbs/engine/05_store.ipynb #011c21c5
 def _tell_bad(store):
@@ -182,24 +197,26 @@ def _tell_bad(store):
     for path, reason in first:
         print(f'{len(store.bad)} of {store.n} pictures left out: {printable(path)} ({reason}){more}', file=sys.stderr)
 
+# %% ../../nbs/engine/05_store.ipynb #e9a7965a
+@patch
+def note(self: Store, entry: dict):
+    "Add a block's line to the journal."
+    with open(self.journal, 'a') as file: file.write(json.dumps(entry) + '\n')
+
 # %% ../../nbs/engine/05_store.ipynb #d23f3607
 def _decode_missing(stores, done, root, keys, workers, progress):
     "Decode the blocks that a store lacks, and note each in its journal as soon as it is written."
     lacking = {block: [i for i, entries in enumerate(done) if block not in entries] for block in range(len(keys))}
-    lacking = {block: which for block, which in lacking.items() if which}
-    if not lacking: return
-    paths = list(stores[0].all.path)
-    jobs = {block: (root, paths[block * BLOCK:(block + 1) * BLOCK], block * BLOCK,
-                    [(stores[i].file, stores[i].size) for i in which])
-            for block, which in lacking.items()}
+    paths, files = list(stores[0].all.path), lambda which: [(stores[i].file, stores[i].size) for i in which]
+    jobs = {block: (root, paths[block * BLOCK:(block + 1) * BLOCK], block * BLOCK, files(which))
+            for block, which in lacking.items() if which}
     results = run_in_processes(_decode_block, jobs, workers)
-    if progress: 
-        sizes = ' and '.join(f'{store.size} px' for store in stores)
-        results = show_progress(results, len(jobs), f'decoding to {sizes}', BLOCK)
+    sizes = ' and '.join(f'{store.size} px' for store in stores)
+    if progress and jobs: results = show_progress(results, len(jobs), f'decoding to {sizes}', BLOCK)
     for block, (bad, crcs, content) in results:
         for i, crc in zip(lacking[block], crcs):
             done[i][block] = {'block': block, 'key': keys[block], 'crc': crc, 'content': content, 'bad': bad}
-            with open(stores[i].journal, 'a') as file: file.write(json.dumps(done[i][block]) + '\n')
+            stores[i].note(done[i][block])
 
 # %% ../../nbs/engine/05_store.ipynb #6b63763e
 def build_stores(
@@ -211,12 +228,10 @@ def build_stores(
     progress: bool = True,  # show a bar, and name bad pictures
 ) -> dict:  # size -> Store
     "Decode what is not decoded yet; ValueError without any readable picture, OSError without the space."
-    if not len(frame): raise ValueError('no pictures to decode: the table is empty')
     fit_threads()
     root = user_path(root).resolve()
-    folder, name = user_path(folder), _digest([str(root), *frame.path])
-    stores = [Store(folder / f'{size}px-{name}', size, frame) for size in sizes]
-    keys = _block_keys(root, list(frame.path))
+    name, keys = _digest([str(root), *frame.path]), _block_keys(root, frame.path)
+    stores = [Store(user_path(folder) / f'{size}px-{name}', size, frame) for size in sizes]
     content = cache(lambda block: _content(root, frame.path.iloc[block * BLOCK:(block + 1) * BLOCK]))
     done = [store.resume(keys, content) for store in stores]
     _decode_missing(stores, done, root, keys, num_cpus() if workers is None else workers, progress)

@@ -68,6 +68,12 @@ def _dismiss(crew):
             while wait([pipe, process.sentinel]) and pipe.poll(): pipe.recv()
         process.join()
 
+# %% ../../nbs/engine/02_workers.ipynb #31c108ca
+def _answer(pipe, process):
+    "What a worker sent; None, and a line, where it was killed."
+    try: return pipe.recv()
+    except (EOFError, OSError): _tell_killed(process)
+
 # %% ../../nbs/engine/02_workers.ipynb #ca9eff14
 def _answers(crew, jobs):
     "Yield (key, whether it could be done, result) as workers answer; a job whose worker is killed gets no answer."
@@ -79,12 +85,10 @@ def _answers(crew, jobs):
         if not at_work: return
         idle = []
         for pipe in wait(list(at_work)):
-            key = at_work.pop(pipe)
-            try: done, result = pipe.recv()
-            except (EOFError, OSError): _tell_killed(crew[pipe])
-            else:
-                idle.append(pipe)
-                yield key, done, result
+            key, answer = at_work.pop(pipe), _answer(pipe, crew[pipe])
+            if answer is None: continue
+            idle.append(pipe)
+            yield key, *answer
 
 # %% ../../nbs/engine/02_workers.ipynb #5e99e62e
 def run_in_processes(
