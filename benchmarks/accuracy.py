@@ -1,8 +1,10 @@
-"""Does the fast path cost accuracy? The same recipe trained the plain way (every JPEG decoded each epoch, torchvision's transforms, float32) and ours.
+"""Does the fast path cost accuracy? The same recipe trained the plain way (every JPEG decoded each epoch, torchvision's
+transforms, float32) and ours.
 
     python benchmarks/accuracy.py           # writes benchmarks/results/<date>-accuracy-<device>.json
 
-Same first weights, pictures, epochs and batch size; several seeds are pooled. At 96 px our path also picks another precision where the CPU has one.
+Same first weights, pictures, epochs and batch size; several seeds are pooled. At 96 px our path also picks another
+precision where the CPU has one.
 """
 import argparse, json, sys, tempfile, time
 from contextlib import redirect_stdout
@@ -27,11 +29,13 @@ from run import HERE, about, device_name, say
 
 def plain(experiment, model, root):
     "A plain script's training; test probabilities, targets and paths."
-    train, test = (folder(root / part, experiment.size, augment) for part, augment in (('train', experiment.augment), ('test', ())))
+    train, test = (folder(root / part, experiment.size, augment)
+                   for part, augment in (('train', experiment.augment), ('test', ())))
     optimiser = torch.optim.SGD(model.parameters(), experiment.lr, momentum=experiment.momentum)
     model.train()
     for _ in range(experiment.epochs):
-        for x, y in torch.utils.data.DataLoader(train, experiment.batch_size, shuffle=True, drop_last=True, num_workers=WORKERS):
+        for x, y in torch.utils.data.DataLoader(train, experiment.batch_size, shuffle=True, drop_last=True,
+                                                num_workers=WORKERS):
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -44,7 +48,8 @@ def ours(experiment, model, root, store_folder):
     frame = index(root)
     store = build_store(frame, root, experiment.size, store_folder, progress=False)
     rows = [np.flatnonzero(store.frame.split == part) for part in ('train', 'test')]
-    dls = dataloaders(store, rows[0], rows[1], rows[1], experiment.augment, experiment.batch_size, 'cpu', experiment.seed)
+    dls = dataloaders(store, rows[0], rows[1], rows[1], experiment.augment, experiment.batch_size, 'cpu',
+                      experiment.seed)
     precision = pick_precision('cpu', experiment.size)
     learn = make_learner(experiment, precision.prepare(model), dls, precision)
     with redirect_stdout(sys.stderr), learn.no_bar(), learn.no_logging(): learn.fit(experiment.epochs)
@@ -61,8 +66,10 @@ def measure(size, seeds, epochs, root, store_folder):
             torch.manual_seed(seed)
             begin = time.perf_counter()
             sides[name].append(train(experiment, build_model(experiment, 'none'), root))
-            say(f'{size} px, seed {seed}, {name}: accuracy {sides[name][-1].right.mean():.3f}, {time.perf_counter() - begin:.0f} s')
-    return {'size': size, 'epochs': epochs, 'seeds': list(seeds), 'precision': pick_precision('cpu', size).name, **compare(sides['plain'], sides['artinsight'])}
+            say(f'{size} px, seed {seed}, {name}: accuracy {sides[name][-1].right.mean():.3f}, '
+                f'{time.perf_counter() - begin:.0f} s')
+    return {'size': size, 'epochs': epochs, 'seeds': list(seeds), 'precision': pick_precision('cpu', size).name,
+            **compare(sides['plain'], sides['artinsight'])}
 
 
 def main():
@@ -70,13 +77,17 @@ def main():
     parser.add_argument('--sizes', nargs='+', type=int, default=[32, 96], help='pixels')
     parser.add_argument('--seeds', type=int, default=3, help='how many trainings of each')
     parser.add_argument('--epochs', type=int, default=8)
-    parser.add_argument('--test', type=int, default=80, help='test pictures in each folder: many, for a narrow interval')
+    parser.add_argument('--test', type=int, default=80,
+                        help='test pictures in each folder: many, for a narrow interval')
     args = parser.parse_args()
     root, begin = painted_sample(test=args.test), time.perf_counter()
     with tempfile.TemporaryDirectory() as store_folder:
         rows = [measure(size, range(args.seeds), args.epochs, root, store_folder) for size in args.sizes]
-    for row in rows: say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}'.format(**row))
-    result = {**about(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch', 'accuracy': rows, 'seconds': time.perf_counter() - begin}
+    for row in rows:
+        say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to '
+            '{high:+.3f}'.format(**row))
+    result = {**about(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch',
+              'accuracy': rows, 'seconds': time.perf_counter() - begin}
     file = HERE / 'results' / f"{result['date']}-accuracy-{device_name(result)}.json"
     with atomic_write(file) as out: Path(out).write_text(json.dumps(result, indent=1) + '\n')
     say(f"{result['seconds']:.0f} s, figures in {file}")

@@ -1,6 +1,7 @@
 """How near `predict` comes to decoding alone, and ONNX Runtime beside PyTorch: `python benchmarks/predict.py RUN...`.
 
-Writes benchmarks/results/<date>-predict-<device>.json. Rounds alternate, so that a busy machine slows all of them alike; the median round counts.
+Writes benchmarks/results/<date>-predict-<device>.json. Rounds alternate, so that a busy machine slows all of them
+alike; the median round counts.
 """
 import argparse, datetime, json, os, platform, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from artinsight.sample import painted_sample
 
 def processor():
     "The processor's name."
-    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else []
+    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo')
+             if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else []
     return names[0] if names else platform.processor()
 
 
@@ -49,7 +51,8 @@ def one_run(folder, files, rounds):
         to_onnx(run, Path(place)/'model.onnx')
         exported = check_export(run, from_onnx(Path(place)/'model.onnx'), pictures)
     alone, whole = (statistics.median(figures) for figures in zip(*pairs))
-    return {'run': run.record['experiment']['name'], 'size': run.size, 'decode_images_per_second': alone, 'predict_images_per_second': whole,
+    return {'run': run.record['experiment']['name'], 'size': run.size, 'decode_images_per_second': alone,
+            'predict_images_per_second': whole,
             'ratio': statistics.median(b / a for a, b in pairs), 'ratios': [b / a for a, b in pairs], 'onnx': exported}
 
 
@@ -64,10 +67,15 @@ if __name__ == '__main__':
     frame = index(asked.data or painted_sample())
     paths = [f"{frame.attrs['root']}/{path}" for path in frame.path.sample(frac=1, random_state=0)]
     files = [paths[i % len(paths)] for i in range(asked.pictures)]
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = {'date': datetime.date.today().isoformat(), 'command': ' '.join(['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]), 'git': git,
-              'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load_before': os.getloadavg()[0],
-              'data': frame.attrs['name'], 'pictures': len(files), 'versions': {name: version(name) for name in ('torch', 'pillow', 'onnxruntime')},
+    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
+                         cwd=Path(__file__).parent).stdout.strip()
+    result = {'date': datetime.date.today().isoformat(),
+        'command': ' '.join(['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]), 'git': git,
+              'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
+              'load_before': os.getloadavg()[0],
+              'data': frame.attrs['name'], 'pictures': len(files),
+              'versions': {name: version(name) for name in ('torch', 'pillow', 'onnxruntime')},
               'runs': [one_run(run, files, asked.rounds) for run in asked.runs]}
-    with atomic_write(Path(asked.out)/f"{result['date']}-predict-cpu.json") as unfinished: unfinished.write_text(json.dumps(result, indent=1))
+    with atomic_write(Path(asked.out)/f"{result['date']}-predict-cpu.json") as unfinished:
+        unfinished.write_text(json.dumps(result, indent=1))
     json.dump(result, sys.stdout, indent=1)

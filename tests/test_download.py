@@ -1,4 +1,5 @@
-"""artinsight_download against kagglehub's real client and a server on this machine: resumed, checked, safe, and clear about what went wrong."""
+"""artinsight_download against kagglehub's real client and a server on this machine: resumed, checked, safe, and clear
+about what went wrong."""
 import errno, os, shutil, subprocess, sys
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def test_dropped_line_goes_on_where_it_stopped(archive, cache):
 
 @pytest.mark.parametrize('how', ['md5', 'cut'])
 def test_damaged_archive_is_thrown_away(archive, cache, tmp_path, how):
-    "A wrong checksum, or an archive that was broken before it got one: said, deleted, and the next call fetches afresh."
+    """A wrong checksum, or an archive that was broken before it got one: said, deleted, and the next call fetches
+    afresh."""
     cut = tmp_path/'cut.zip'
     cut.write_bytes(archive.read_bytes()[:-3000])
     with serve(archive, wrong_md5=True) if how == 'md5' else serve(cut) as kaggle:
@@ -64,7 +66,8 @@ def test_damaged_archive_is_thrown_away(archive, cache, tmp_path, how):
 
 @pytest.mark.parametrize('options', [dict(status=500), dict(status=403), dict(known='somebody/else/1')])
 def test_kaggle_refuses(archive, cache, options):
-    with serve(archive, **options) as kaggle, pytest.raises(OSError, match='Kaggle refused ravidussilva/real-ai-art'): fetch(kaggle, cache)
+    with serve(archive, **options) as kaggle, pytest.raises(OSError, match='Kaggle refused ravidussilva/real-ai-art'):
+        fetch(kaggle, cache)
 
 def test_no_network(archive, cache):
     with serve(archive) as kaggle: pass
@@ -80,12 +83,15 @@ def test_too_little_space_is_said_before_anything_is_asked(archive, cache, monke
         with pytest.raises(OSError, match=r'GB free and 2000000.0 GB are needed'): fetch(kaggle, cache)
         assert kaggle.log == [] and not home(cache).exists()
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='mounting a small file system needs root')
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'),
+                    reason='mounting a small file system needs root')
 def test_disk_full_then_room(archive, cache, tmp_path):
     "A disk that fills up in the middle: nothing is lost, and the next call with more room goes on."
     small = tmp_path/'small'
     small.mkdir()
-    def mount(option): return subprocess.run(['mount', '-t', 'tmpfs', '-o', option, 'none', str(small)], capture_output=True).returncode
+    def mount(option):
+        return subprocess.run(['mount', '-t', 'tmpfs', '-o', option, 'none', str(small)],
+                              capture_output=True).returncode
     if mount('size=2m'): pytest.skip('this machine does not let us mount a tmpfs')
     try:
         with serve(archive) as kaggle:
@@ -99,13 +105,15 @@ def test_missing_pictures_are_named(archive, cache):
     with serve(archive) as kaggle:
         root = fetch(kaggle, cache)
         (root/'train/AI_SD_ukiyo-e/1.jpg').unlink()
-        with pytest.raises(ValueError, match='1 of 60 folders .*train/AI_SD_ukiyo-e with 2 of 3 pictures: delete .*run artinsight_download again'): fetch(kaggle, cache)
+        with pytest.raises(ValueError, match='1 of 60 folders .*train/AI_SD_ukiyo-e with 2 of 3 pictures: delete '
+                                             '.*run artinsight_download again'): fetch(kaggle, cache)
         shutil.rmtree(root.parent)                                         # as the message says
         assert whole(fetch(kaggle, cache))
 
 def test_members_cannot_leave_the_folder(cache, tmp_path):
     "An archive that reaches for the parent folders or the root writes inside its own folder only."
-    evil = kaggle_server.zip_names([*NAMES, '../'*12 + 'tmp/artinsight-evil.jpg', '../../evil.jpg'], tmp_path/'evil.zip', content)
+    evil = kaggle_server.zip_names([*NAMES, '../'*12 + 'tmp/artinsight-evil.jpg', '../../evil.jpg'],
+                                   tmp_path/'evil.zip', content)
     before = {p for p in tmp_path.rglob('*')}
     with serve(evil) as kaggle: root = fetch(kaggle, cache)
     outside = [p for p in set(tmp_path.rglob('*')) - before if root.parent not in p.parents and p.suffix == '.jpg']
@@ -141,7 +149,8 @@ def test_archive_longer_than_the_real_one_is_fetched_afresh(archive, cache):
     (home(cache)).mkdir(parents=True)
     (home(cache)/'5.archive').write_bytes(archive.read_bytes() + b'<Error/>')
     with serve(archive) as kaggle:
-        with pytest.raises(OSError, match='longer than the real one.*deleted: run artinsight_download'): fetch(kaggle, cache)
+        with pytest.raises(OSError, match='longer than the real one.*deleted: run artinsight_download'):
+            fetch(kaggle, cache)
         assert whole(fetch(kaggle, cache))
 
 @pytest.mark.parametrize('text', ['{"username": ', '{"username": "ann"}', '7', '\udcff'])

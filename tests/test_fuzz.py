@@ -2,13 +2,13 @@
 import json, os
 from dataclasses import asdict
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
 from fastai.optimizer import OptimWrapper
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from artinsight import data, study, training
-from artinsight.data import CLASSES, FOLDERS, STYLES
+from artinsight.data import CLASSES, FOLDERS
 from artinsight.engine.checkpoint import Checkpoint
 from artinsight.engine.runs import copy_weights, save_predictions
 from artinsight.engine.store import BLOCK, build_store
@@ -17,7 +17,8 @@ MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health
 SOME = settings(MANY, max_examples=200)
 TEXT = st.text(max_size=40) | st.text(alphabet="/\\._-0123456789AILDSDbaroque '\0\n", max_size=40)
 FOLDER = st.sampled_from([*FOLDERS, 'AI_XL_baroque', 'surreal']) | TEXT
-FILE = TEXT | st.from_regex(r'\A\d-\d{1,9}-\d{1,6}\.jpg\Z') | st.from_regex(r'\A[a-z-]{1,12}_[a-z-]{1,12}(-\d{4})?\.jpg\Z')
+FILE = TEXT | st.from_regex(r'\A\d-\d{1,9}-\d{1,6}\.jpg\Z')
+FILE |= st.from_regex(r'\A[a-z-]{1,12}_[a-z-]{1,12}(-\d{4})?\.jpg\Z')
 PATH = st.builds('/'.join, st.tuples(st.sampled_from(['train', 'test', 'valid', '']), FOLDER, FILE)) | TEXT
 
 @MANY
@@ -51,10 +52,12 @@ def plausible(draw_names):
     return data.describe(sorted({f'{split}/{folder}/{name}' for split, folder, name in draw_names}))
 
 ROW = st.tuples(st.sampled_from(['train', 'test']), st.sampled_from(list(FOLDERS)),
-                st.builds('{}-{}-{}.jpg'.format, st.integers(0, 9), st.integers(0, 5), st.integers(0, 40)) | st.builds('{}_x{}.jpg'.format, st.sampled_from('abcd'), st.integers(0, 40)))
+                st.builds('{}-{}-{}.jpg'.format, st.integers(0, 9), st.integers(0, 5),
+                    st.integers(0, 40)) | st.builds('{}_x{}.jpg'.format, st.sampled_from('abcd'), st.integers(0, 40)))
 
 @SOME
-@given(st.lists(ROW, max_size=60), st.integers(1, 6), st.integers(0, 3), st.sampled_from(['group', 'random']), st.floats(.05, .9))
+@given(st.lists(ROW, max_size=60), st.integers(1, 6), st.integers(0, 3), st.sampled_from(['group', 'random']),
+       st.floats(.05, .9))
 def test_choice_and_split(rows, per_style, seed, by, fraction):
     "Any table: no picture twice, none lost, never more than asked, groups whole, and the same again."
     frame = plausible(rows)
@@ -67,12 +70,15 @@ def test_choice_and_split(rows, per_style, seed, by, fraction):
     train, valid = data.split_validation(chosen, fraction, by, seed)
     assert sorted([*train.path, *valid.path]) == sorted(chosen.path)
     if by == 'group': assert not set(train.group) & set(valid.group)
-    assert list(data.split_validation(data.choose(frame, per_style, seed), fraction, by, seed)[1].path) == list(valid.path)
+    assert list(data.split_validation(data.choose(frame, per_style, seed), fraction, by,
+                                      seed)[1].path) == list(valid.path)
 
-NAME = st.from_regex(r'\A[^/\0]{1,12}\Z').filter(lambda s: s.strip('. ') and len(s.encode('utf8', 'surrogatepass')) < 200)
+NAME = st.from_regex(r'\A[^/\0]{1,12}\Z').filter(lambda s: s.strip('. ')
+                                                 and len(s.encode('utf8', 'surrogatepass')) < 200)
 
 @settings(SOME, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(['train', 'test', 'other']), st.sampled_from([*FOLDERS]) | NAME, NAME), max_size=8))
+@given(st.lists(st.tuples(st.sampled_from(['train', 'test', 'other']), st.sampled_from([*FOLDERS]) | NAME, NAME),
+                max_size=8))
 def test_index_of_any_folder(tmp_path_factory, files):
     "A folder of strange names: an index, or one line that says what is wrong."
     root = tmp_path_factory.mktemp('any')
@@ -88,9 +94,11 @@ def test_index_of_any_folder(tmp_path_factory, files):
 # What a run folder from a stranger may hold
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                    max_leaves=8)
 RECORD = st.fixed_dictionaries({}, optional={
-    'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON, 'init': JSON,
+    'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON,
+    'init': JSON,
     'data': JSON, 'validation': JSON, 'test': JSON, 'quick': JSON})
 DOCUMENTED = (ValueError, FileNotFoundError)
 
@@ -109,19 +117,23 @@ def test_read_record(tmp_path_factory, written):
     if record: refused_in_one_line(lambda: study.load_experiment(record))
 
 SOUND_RECIPE = json.loads(json.dumps(asdict(study.find_experiment('simple_cnn'))))
-RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON for name, value in SOUND_RECIPE.items()})
+RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON
+                                for name, value in SOUND_RECIPE.items()})
 
 @SOME
-@given(RECIPE | st.tuples(st.sampled_from(sorted(SOUND_RECIPE)), JSON | st.text(max_size=8)).map(lambda change: SOUND_RECIPE | dict([change])))
+@given(RECIPE | st.tuples(st.sampled_from(sorted(SOUND_RECIPE)),
+                          JSON | st.text(max_size=8)).map(lambda change: SOUND_RECIPE | dict([change])))
 def test_load_model_of_strange_recipes(tmp_path_factory, recipe):
     "All fields, any values: refused, or a recipe that can be trained; weights that do not fit are told as such."
     run = tmp_path_factory.getbasetemp()/'recipe'
     run.mkdir(exist_ok=True)
-    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, init='none', data={}, validation={}, test={})
+    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, init='none', data={},
+                  validation={}, test={})
     (run/'record.json').write_text(json.dumps(record))
     (run/'model.safetensors').write_bytes(b'none')
     experiment = refused_in_one_line(lambda: study.load_experiment(record))
-    if experiment: assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
+    if experiment:
+        assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
     assert refused_in_one_line(lambda: study.load_model(run)) is None
 
 @pytest.mark.parametrize('written', [b'['*100_000, b'\xff\xfe', b'', b'{"format": ' + b'1'*5000 + b'}', b'null'])
@@ -132,12 +144,14 @@ def test_read_record_corners(tmp_path, written):
 def written_predictions(folder, n=40):
     "A run folder with sound predictions."
     folder.mkdir(exist_ok=True)
-    part = [f'test/AI_SD_baroque/1-{i}-3.jpg' for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
+    part = [f'test/AI_SD_baroque/1-{i}-3.jpg'
+            for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
     save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
     return folder/'predictions.npz'
 
 @settings(MANY, max_examples=600)
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6),
+       st.booleans())
 def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting):
     "Flipped and missing bytes: refused, or what is read is whole."
     file = written_predictions(tmp_path_factory.getbasetemp()/'predictions')
@@ -148,14 +162,18 @@ def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting
         got = refused_in_one_line(lambda: training.load_predictions(file.parent, part))
         if got:
             ids, target, probs = got
-            assert probs.shape == (len(ids), 20) and ids.dtype.kind == 'U' and target.dtype.kind in 'iu' and set(target) <= set(range(20))
+            assert probs.shape == (len(ids),
+                20) and ids.dtype.kind == 'U' and target.dtype.kind in 'iu' and set(target) <= set(range(20))
 
 N = 5
-SOUND = dict(test_id=np.array([f'test/baroque/{i}.jpg' for i in range(N)]), test_target=np.arange(N), test_probs=np.full((N, 20), .05))
+SOUND = dict(test_id=np.array([f'test/baroque/{i}.jpg' for i in range(N)]), test_target=np.arange(N),
+             test_probs=np.full((N, 20), .05))
 
 @pytest.mark.parametrize('name,value', [
-    ('test_target', np.arange(N) + 18), ('test_target', np.arange(N) - 1), ('test_target', np.array(list('abcde'))), ('test_target', np.arange(N)*.5),
-    ('test_probs', np.full((N, 20), np.nan)), ('test_probs', np.full((N, 20), 'x')), ('test_probs', np.full((N, 10), .1)), ('test_probs', np.full((N, 21), .1)),
+    ('test_target', np.arange(N) + 18), ('test_target', np.arange(N) - 1), ('test_target', np.array(list('abcde'))),
+    ('test_target', np.arange(N)*.5),
+    ('test_probs', np.full((N, 20), np.nan)), ('test_probs', np.full((N, 20), 'x')),
+    ('test_probs', np.full((N, 10), .1)), ('test_probs', np.full((N, 21), .1)),
     ('test_id', np.arange(N)), ('test_id', np.array('a')), ('test_target', np.arange(N - 1))])
 def test_predictions_of_other_kinds_are_refused(tmp_path, name, value):
     np.savez(tmp_path/'predictions.npz', **{**SOUND, name: value})
@@ -225,17 +243,20 @@ def small_store(tmp_path_factory):
     return data.index(root), root, tmp_path_factory.mktemp('store')
 
 @SOME
-@given(FLIPS, CUT, st.none() | st.lists(JSON | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
+@given(FLIPS, CUT, st.none() | st.lists(JSON
+    | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
 def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):
     "Whatever the journal says, the pixels are those of the pictures."
     frame, root, folder = small_store
     store = build_store(frame, root, 8, folder, workers=1, progress=False)
     pixels, journal = store.file.read_bytes(), store.journal.read_bytes()
-    store.journal.write_bytes(damage(journal, flips, cut) if lines is None else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
+    store.journal.write_bytes(damage(journal, flips, cut) if lines is None
+                              else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
     again = build_store(frame, root, 8, folder, workers=1, progress=False)
     assert again.file.read_bytes() == pixels and list(again.bad.path) == ['train/baroque/a_3.png']
 
 def test_at_least_two_thousand_cases():
     "What the tests above throw, summed up."
-    cases = [test._hypothesis_internal_use_settings.max_examples for test in globals().values() if getattr(test, 'is_hypothesis_test', False)]
+    cases = [test._hypothesis_internal_use_settings.max_examples
+             for test in globals().values() if getattr(test, 'is_hypothesis_test', False)]
     assert sum(cases) >= 2000 and len(cases) > 5

@@ -1,4 +1,5 @@
-"""Training on other people's machines: broken off in mixed precision, resumed in half precision, in folders that cannot be written, from an installed package."""
+"""Training on other people's machines: broken off in mixed precision, resumed in half precision, in folders that cannot
+be written, from an installed package."""
 import gc, json, os, shutil, subprocess, sys, tarfile, weakref, zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from artinsight.data import FOLDERS, index, parts
 from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
-from artinsight.study import artinsight_evaluate, artinsight_reproduce, artinsight_train, find_experiment, run_experiment, study_runs
+from artinsight.study import artinsight_evaluate, artinsight_train, find_experiment, run_experiment, study_runs
 from artinsight.engine import checkpoint as checkpoints, runs as runs_module
 from artinsight.engine.checkpoint import Checkpoint, save_weights
 from artinsight.engine.runs import git_commit
-from artinsight.training import Experiment, make_learner, read_record, train
+from artinsight.training import Experiment, make_learner, train
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from filelock import FileLock
 from safetensors import safe_open
@@ -36,7 +37,8 @@ def loaders(sample, tmp_path_factory):
 def network(scale=1.):
     "A small network whose numbers come out the same every time."
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 20)
+    layers = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3,
+        2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 20)
     with torch.no_grad(): layers[-1].weight.mul_(scale)
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
@@ -49,7 +51,8 @@ class BreakOff(Callback):
         if self.iter == 1: raise self.error
 
 MEMORY = torch.OutOfMemoryError('CUDA out of memory')
-BREAKS = [(event, error) for event in ('before_batch', 'after_pred') for error in (KeyboardInterrupt(), MEMORY, CancelFitException())]
+BREAKS = [(event, error) for event in ('before_batch', 'after_pred')
+          for error in (KeyboardInterrupt(), MEMORY, CancelFitException())]
 BREAKS += [('after_pred', CancelBatchException()), ('after_loss', KeyboardInterrupt()), ('before_backward', MEMORY)]
 
 
@@ -99,7 +102,8 @@ class Stop(Callback):
 def test_half_precision_goes_on_with_the_scale_of_its_losses(loaders, tmp_path, monkeypatch):
     """Before: the scale began anew, so the first steps of the resumed training were left out again.
 
-    Stands for a GPU without bfloat16: PyTorch's GradScaler and float16 autocast work on a CPU as well, only slowly. Gradients overflow in the first steps, as they do there."""
+    Stands for a GPU without bfloat16: PyTorch's GradScaler and float16 autocast work on a CPU as well, only slowly.
+    Gradients overflow in the first steps, as they do there."""
     monkeypatch.setattr(training, 'pick_precision', lambda *_: FP16)
     recipe = replace(RECIPE, lr=1e-4)
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -115,7 +119,8 @@ def test_half_precision_goes_on_with_the_scale_of_its_losses(loaders, tmp_path, 
 
 def test_momentum_comes_back_in_its_weights_memory_format(loaders, tmp_path):
     "Before: contiguous, so that each step of a resumed training took the slow path."
-    with pytest.raises(KeyboardInterrupt): train(RECIPE, network(), loaders(), tmp_path, 'fp32 channels_last', [Stop(2)])
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, network(), loaders(), tmp_path, 'fp32 channels_last', [Stop(2)])
     class Look(Callback):
         def before_batch(self):
             momenta = [(weight, values['momentum_buffer']) for weight, values in self.learn.opt.opt.state.items()]
@@ -132,13 +137,15 @@ def test_a_checkpoint_of_an_older_version_is_begun_anew(loaders, tmp_path, capsy
     with safe_open(file, 'pt') as opened: told = opened.metadata()
     for wrong in ({name: text for name, text in told.items() if name != 'scale'}, {**told, 'scale': '{"scale": 1}'}):
         save_weights(file, tensors, wrong)
-        assert not Checkpoint(file, told['start'], 3).read(make_learner(RECIPE, network(), loaders(), PRECISIONS['fp32']))
+        assert not Checkpoint(file, told['start'],
+                              3).read(make_learner(RECIPE, network(), loaders(), PRECISIONS['fp32']))
 
 
 # What holds memory on a device
 
 def test_a_run_holds_nothing_when_the_next_one_begins(tiny, tmp_path, monkeypatch):
-    "Before: fastai's loaders held themselves, so loaders and stores of five runs stayed on the device until Python happened to collect them. Also after an error."
+    """Before: fastai's loaders held themselves, so loaders and stores of five runs stayed on the device until Python
+    happened to collect them. Also after an error."""
     opened, held, alive = study.open_store, [], []
     def noted(*args):
         alive.append([store for store in held if store()])
@@ -166,7 +173,8 @@ def tiny(sample, tmp_path, monkeypatch):
     for split, number in (('train', 9), ('test', 1)):
         for folder in FOLDERS:
             (tmp_path / 'tiny' / split / folder).mkdir(parents=True)
-            for file in sorted((sample / split / folder).iterdir())[:number]: shutil.copy(file, tmp_path / 'tiny' / split / folder)
+            for file in sorted((sample / split / folder).iterdir())[:number]:
+                shutil.copy(file, tmp_path / 'tiny' / split / folder)
     return tmp_path / 'tiny'
 
 
@@ -193,10 +201,12 @@ def test_runs_in_the_home_folder(tiny, tmp_path, monkeypatch, said):
     code, out, err = said(artinsight_train, 'simple_cnn', '--quick', '--data', tiny, '--runs=~/runs')
     assert code == 0, err
     run = tmp_path / 'my home/runs/simple_cnn'
-    assert {file.name for file in run.iterdir()} >= {'record.json', 'history.csv', 'predictions.npz'} and not (tmp_path / '~').exists()
+    assert {file.name for file in run.iterdir()} >= {'record.json', 'history.csv',
+                                                     'predictions.npz'} and not (tmp_path / '~').exists()
     code, out, err = said(artinsight_evaluate, '~/runs/simple_cnn')
     assert code == 0 and 'accuracy' in out
-    assert not study.load_model('~/runs/simple_cnn').training and study_runs('~/runs') == [run] and training.has_predictions('~/runs/simple_cnn')
+    assert not study.load_model('~/runs/simple_cnn').training and study_runs('~/runs') == [run]
+    assert training.has_predictions('~/runs/simple_cnn')
 
 
 def test_train_itself_spells_out_the_home_folder(loaders, tmp_path, monkeypatch):
@@ -231,17 +241,20 @@ def a_file_as_runs(runs): runs.touch()
 def a_dangling_link(runs): runs.symlink_to('/nowhere/at/all')
 
 
-@pytest.mark.parametrize('make', [closed_runs, closed_run, a_file_as_run, a_file_as_runs, a_dangling_link], ids=lambda make: make.__name__)
+@pytest.mark.parametrize('make', [closed_runs, closed_run, a_file_as_run, a_file_as_runs, a_dangling_link],
+                         ids=lambda make: make.__name__)
 def test_where_no_run_can_be_kept_is_told_before_a_picture_is_decoded(tiny, tmp_path, said, request, make):
     "Before: after all pictures had been decoded, and for a run's own folder after the first epoch."
     make(tmp_path / 'runs')
     for folder in (tmp_path, *tmp_path.parents[:-2]): folder.chmod(folder.stat().st_mode | 0o055)
     request.getfixturevalue('nobody')
     code, out, err = said(artinsight_train, 'simple_cnn', '--quick', '--data', tiny, '--runs', tmp_path / 'runs')
-    assert code == 2 and len(err.splitlines()) == 1 and 'another --runs folder' in err and str(tmp_path / 'runs') in err, err
+    assert code == 2 and len(err.splitlines()) == 1 and 'another --runs folder' in err and str(tmp_path
+                                                                                               / 'runs') in err, err
 
 
-@pytest.mark.parametrize('error', [NotImplementedError('FileSystem does not appear to support flock'), OSError(30, 'Read-only file system')], ids=['no locks', 'read-only'])
+@pytest.mark.parametrize('error', [NotImplementedError('FileSystem does not appear to support flock'),
+                                   OSError(30, 'Read-only file system')], ids=['no locks', 'read-only'])
 def test_a_file_system_that_cannot_lock(tiny, tmp_path, said, monkeypatch, error):
     "Before: filelock's NotImplementedError ended in a traceback."
     def acquire(*_, **__): raise error
@@ -261,7 +274,8 @@ def test_a_finished_run_in_a_closed_folder_can_be_read(tiny, tmp_path, said, mon
     assert said(artinsight_evaluate, tmp_path / 'runs/simple_cnn')[0] == 0
 
 
-@pytest.mark.parametrize('what', ['record.json', 'history.csv', 'predictions.npz', 'model.safetensors', 'checkpoint.safetensors'])
+@pytest.mark.parametrize('what', ['record.json', 'history.csv', 'predictions.npz', 'model.safetensors',
+                                  'checkpoint.safetensors'])
 def test_a_disk_that_is_full_is_one_line(tiny, tmp_path, said, monkeypatch, what):
     "Whichever file meets it; what was trained is kept, so that the next call goes on."
     monkeypatch.setitem(training.QUICK, 'epochs', 1)
@@ -280,9 +294,11 @@ def test_a_disk_that_is_full_is_one_line(tiny, tmp_path, said, monkeypatch, what
 def test_a_class_without_validation_pictures_stands_in_the_record(tiny, tmp_path):
     "Also one whose validation pictures are all damaged. Before: nothing said so."
     three = parts(index(tiny), tiny_recipe().per_style)
-    for path in three['validation'].path[three['validation']['class'] == 'AI_baroque']: (tiny / path).write_bytes(b'no picture')
+    for path in three['validation'].path[three['validation']['class'] == 'AI_baroque']:
+        (tiny / path).write_bytes(b'no picture')
     record = run_experiment(tiny_recipe(), index(tiny), tmp_path / 'runs', 'none', 'cpu')
-    assert record['data']['no_validation'] == ['AI_baroque'] and record['data']['counts']['validation']['AI_baroque'] == 0
+    assert record['data']['no_validation'] == ['AI_baroque']
+    assert record['data']['counts']['validation']['AI_baroque'] == 0
 
 
 # Records say what is true or nothing
@@ -290,7 +306,8 @@ def test_a_class_without_validation_pictures_stands_in_the_record(tiny, tmp_path
 def git(folder, *words):
     identity = ['-c', 'user.name=somebody', '-c', 'user.email=somebody@example.org', '-c', 'protocol.file.allow=always']
     env = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-    return subprocess.run(['git', '-C', str(folder), *identity, *words], env=env, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(['git', '-C', str(folder), *identity, *words], env=env, check=True, capture_output=True,
+                          text=True).stdout.strip()
 
 
 @pytest.fixture
@@ -323,7 +340,8 @@ def test_an_enclosing_repository_is_not_ours(other_repository, monkeypatch, comm
 
 
 def test_our_own_repository_and_changes_in_it(other_repository, monkeypatch):
-    for name in ('artinsight', 'nbs'): shutil.copytree(ROOT / name, other_repository / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('artinsight', 'nbs'):
+        shutil.copytree(ROOT / name, other_repository / name, ignore=shutil.ignore_patterns('__pycache__'))
     git(other_repository, 'add', '-f', '.')
     git(other_repository, 'commit', '-qm', 'ours')
     commit = git(other_repository, 'rev-parse', 'HEAD')
@@ -356,10 +374,12 @@ def project(place):
 @pytest.mark.parametrize('as_git', [True, False], ids=['from git', 'from a folder'])
 def test_the_commit_that_pip_noted(other_repository, tmp_path, monkeypatch, as_git):
     "pip itself installs us into somebody's repository. Before: that repository's commit."
-    if subprocess.run([sys.executable, '-m', 'pip', '--version'], capture_output=True).returncode: pytest.skip('needs pip')
+    if subprocess.run([sys.executable, '-m', 'pip', '--version'], capture_output=True).returncode:
+        pytest.skip('needs pip')
     ours, site = project(tmp_path / 'ours'), other_repository / '.venv/lib'
     source = f'git+file://{ours}' if as_git else str(ours)
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index', '--target', str(site), source], check=True)
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index',
+                    '--target', str(site), source], check=True)
     monkeypatch.syspath_prepend(site)
     assert commit_of(site / 'artinsight', monkeypatch) == (git(ours, 'rev-parse', 'HEAD') if as_git else None)
     shutil.copytree(site / 'artinsight', tmp_path / 'copy/artinsight')
@@ -367,7 +387,8 @@ def test_the_commit_that_pip_noted(other_repository, tmp_path, monkeypatch, as_g
 
 
 def test_a_wheel_can_be_built_from_the_sdist(tmp_path):
-    "Before: the sdist had no settings.ini, and setup.py stopped at it. setuptools' own entry points for `python -m build`, without network."
+    """Before: the sdist had no settings.ini, and setup.py stopped at it. setuptools' own entry points for `python -m
+    build`, without network."""
     ours, out = project(tmp_path / 'ours'), tmp_path / 'out'
     def build(folder, kind):
         lines = f'import setuptools.build_meta as backend; print(backend.__legacy__.build_{kind}({str(out)!r}))'
@@ -387,14 +408,17 @@ def test_a_wheel_can_be_built_from_the_sdist(tmp_path):
 
 # The scripts on machines that lack something
 
-LACKING = {'HOME': '/proc/nowhere', 'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C', 'PATH': '/nowhere', 'http_proxy': 'http://127.0.0.1:9', 'all_proxy': 'socks5://x:1'}
+LACKING = {'HOME': '/proc/nowhere', 'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C', 'PATH': '/nowhere',
+           'http_proxy': 'http://127.0.0.1:9', 'all_proxy': 'socks5://x:1'}
 
 def test_scripts_where_much_is_missing(tiny, tmp_path):
-    "No home, no git or other program, a console that prints ASCII alone, proxies that nobody runs: train and evaluate, in a process of its own."
+    """No home, no git or other program, a console that prints ASCII alone, proxies that nobody runs: train and
+    evaluate, in a process of its own."""
     runs = tmp_path / 'Läufe'
     lines = ('import sys, artinsight.training, artinsight.study as study\n'
              'artinsight.training.QUICK["epochs"], data, runs = 1, *sys.argv[1:]\n'
-             'scripts = (study.artinsight_train, "simple_cnn", "--quick", "--data", data, "--runs", runs), (study.artinsight_evaluate, runs + "/simple_cnn")\n'
+             'scripts = (study.artinsight_train, "simple_cnn", "--quick", "--data", data, "--runs", runs), '
+             '(study.artinsight_evaluate, runs + "/simple_cnn")\n'
              'for script, *words in scripts:\n'
              '    sys.argv = [script.__name__, *words]\n'
              '    script()\n')
