@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageFilter
 
-from artinsight import audit as au, evaluation
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
-from artinsight.evaluation import Predictions
+from artinsight.evaluation import Predictions, ladder
 from artinsight.resnet18 import init_name
 from artinsight.study import run_experiment
 from artinsight.engine.runs import save_predictions
 from artinsight.training import load_predictions
+from artinsight.trust import audit as au
+from artinsight.trust.robustness import CHANGES, own_scores
+from artinsight.trust.shortcuts import held_out, jpeg, over, read_all, shortcuts
+from artinsight.trust.twins import duplicates, look_alikes
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
 
@@ -78,13 +81,13 @@ def test_one_split_is_cut_by_group(tmp_path):
     place = plant(tmp_path / 'half', sizes={'SD': 300})
     frame = index(place)
     half = frame[frame.split == 'test']
-    held = au.held_out(half)
+    held = held_out(half)
     assert not set(half.group[held]) & set(half.group[~held])
-    rows = au.shortcuts(*au.read_all(half, place), place)
+    rows = shortcuts(*read_all(half, place), place)
     assert next(row for row in rows if row['question'] == 'SD from the rest' and row['feature'] == 'native size')['shortcut']
 
 
-WAYS = {'saved again': lambda image: Image.open(au.jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)), 'larger': lambda image: image.resize((500, 400)),
+WAYS = {'saved again': lambda image: Image.open(jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)), 'larger': lambda image: image.resize((500, 400)),
         'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)), 'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
         'grey': lambda image: image.convert('L').convert('RGB'), 'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
 
@@ -99,8 +102,8 @@ def test_near_duplicates_across_splits(tmp_path):
     for number in range(300):  # flat pictures that any hash of brightness would match with each other
         slope = np.linspace(100 + number % 50, 110 + number % 70, 256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
         Image.fromarray(slope.clip(0, 255).astype('uint8')).save(place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg')
-    everything, facts, thumbs = au.read_all(index(place), place)
-    pairs, flat = au.duplicates(everything, facts, thumbs)
+    everything, facts, thumbs = read_all(index(place), place)
+    pairs, flat = duplicates(everything, facts, thumbs)
     found = {tuple(sorted(pair, reverse=True)) for pair in zip(pairs.a, pairs.b)}
     assert len(found & planted) == 50
     assert len(found - planted) <= .01 * len(found)
@@ -114,15 +117,15 @@ def test_one_composition_is_not_one_picture():
     canvases = 60 + middle[None, ..., None] + draw.normal(0, 6, (60, 32, 32, 1)) + np.zeros(3)
     clouds = np.stack([np.asarray(cloud(key % 10, key, 32)) for key in range(200)])
     thumbs = np.concatenate([canvases.clip(0, 255).astype('uint8'), clouds])
-    pairs, _, flat = au.look_alikes(thumbs)
+    pairs, _, flat = look_alikes(thumbs)
     assert len(pairs) == 0 and not flat.any()
-    assert len(au.look_alikes(thumbs, sure=-1)[0]) > 500  # the outline alone would drown in them
+    assert len(look_alikes(thumbs, sure=-1)[0]) > 500  # the outline alone would drown in them
 
 
 def test_look_alikes_never_hold_all_details_at_once():
     thumbs = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
     tracemalloc.start()
-    au.look_alikes(thumbs)
+    look_alikes(thumbs)
     peak, details = tracemalloc.get_traced_memory()[1], 1024 * 4 * len(thumbs)
     tracemalloc.stop()
     assert peak < details
@@ -131,7 +134,7 @@ def test_look_alikes_never_hold_all_details_at_once():
 def test_exact_copies_are_found_however_flat(tmp_path):
     place = plant(tmp_path / 'exact', each=5)
     for split in ('train', 'test'): Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
-    pairs, _ = au.duplicates(*au.read_all(index(place), place))
+    pairs, _ = duplicates(*read_all(index(place), place))
     assert pairs[['kind', 'where']].to_numpy().tolist() == [['exact', 'across']]
 
 
@@ -167,7 +170,7 @@ def test_scores_without_twins_and_by_artist(trained):
     p = Predictions(target, np.eye(20)[said] * .9 + .005)
     p.table = test
     pairs = pd.DataFrame({'a': [train.path.iloc[0]], 'b': [test.path[known].iloc[0]], 'where': ['across']})
-    result = au.own_scores(p, train.assign(group='in training'), pairs)
+    result = own_scores(p, train.assign(group='in training'), pairs)
     artists = result['unseen']['artists']
     assert [artists[name] for name in ('accuracy_known', 'accuracy_unknown', 'gain')] == pytest.approx([1, 0, 1])
     assert artists['gain_ci95'] is None  # one known artist proves nothing
@@ -237,7 +240,7 @@ def test_console_prints_json_only(trained, monkeypatch, capsys):
     place, runs = trained
     console(monkeypatch, runs / 'group', '--data', place, '--sample', 30, '--json')
     result = json.loads(capsys.readouterr().out)
-    assert set(result['robustness']) == set(au.CHANGES)
+    assert set(result['robustness']) == set(CHANGES)
     assert len(au.limits(result)) >= 4
 
 
@@ -307,7 +310,7 @@ def test_one_sided_data_is_audited_as_far_as_it_goes(case, tmp_path, monkeypatch
     assert 'after one resize and one JPEG pass for all, accuracy' in said
     assert 'Empty DataFrame' not in said and 'nan' not in said
     kept = au.audit_of(run, [])
-    assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(au.CHANGES) and kept['duplicates']['with']
+    assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(CHANGES) and kept['duplicates']['with']
     for question in ('origin', 'style', 'generator'): au.plot_probes(kept, question)
     au.plot_changes(kept)
     au.plt.close('all')
@@ -401,7 +404,7 @@ def test_no_thread_and_no_process_left(lone, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_costs_nothing(lone):
     frame = index(lone[0])
-    assert [*au.over(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
+    assert [*over(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
 
 
 def die_once(path):
@@ -417,4 +420,4 @@ def test_home_in_paths(lone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = au.audit('~/it', lone[0], robustness=False, sample=5)
     assert au.audit_of('~/it', []) == found and not (tmp_path / '~').exists()
-    assert list(evaluation.ladder('~', ('it', 'none'))) == []
+    assert list(ladder('~', ('it', 'none'))) == []

@@ -5,10 +5,10 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F, torch
 from PIL import ImageDraw
 from torch import nn
 
-from artinsight import gradcam
 from artinsight.data import CLASSES, STYLES
 from artinsight.gradcam import GradCAM, border_mass, captions, confident_mistakes, entropy, explain, explanation_picture, gallery, map_grid, map_pictures, mean_maps, overlay, peaks, right_and_wrong, several_models, two_questions
 from artinsight.trust.maps import areas, deletion_insertion, honesty, honesty_figure, mean_interval, randomisation_test, rank_correlation, shift_stability, ssim, verdict
+from artinsight.engine.augment import normalise
 from artinsight.engine.precision import PRECISIONS
 
 SIDE, PATCH = 48, 12
@@ -162,7 +162,7 @@ def some():
 
 def test_explanations_are_plain_json_and_agree_with_the_model(some):
     model, images = some
-    probs = model(gradcam.normalise(images)).softmax(1)
+    probs = model(normalise(images)).softmax(1)
     for target in (None, 'class', 'style', 'origin', 'AI', 'human', 'baroque', 'human_ukiyo_e', 3, [0, 'AI', 'baroque', 'AI_baroque', 19, 'human']):
         answers = explain(model, images, target)
         assert json.loads(json.dumps(answers, allow_nan=False)) == answers and len(answers) == 6

@@ -5,6 +5,7 @@ from scipy import special
 from artinsight import evaluation
 from artinsight.data import STYLES, folder_name
 from artinsight.evaluation import HEADLINES, Predictions, bootstrap, headline_columns, headline_figures
+from artinsight.trust.calibration import calibration, plot_calibration
 
 FOLDER = [folder_name(style, generator) for generator in ('SD', 'human') for style in STYLES]
 
@@ -51,9 +52,9 @@ def test_one_sided_predictions_have_all_figures(kinds, n):
         p = evaluation.Predictions(target, probs, ids)
         record = evaluation.evaluate(target, probs, ids)
         assert record['n'] == n and all(np.isfinite(value).all() for value in record.values())
-        told = evaluation.calibration(p, p)
+        told = calibration(p, p)
         assert told['ece_after'] >= 0 and evaluation.factored(p)['origin_auc'] is None
-        evaluation.plot_calibration(p, p.soften(2)), evaluation.plot_origin(p), evaluation.plot_confusion(p)
+        plot_calibration(p, p.soften(2)), evaluation.plot_origin(p), evaluation.plot_confusion(p)
         assert not evaluation.ladder({'simple_cnn': p, 'resnet18_base': p}).real.any()
         assert len(evaluation.by_generator(p)) == 3
         evaluation.plt.close('all')
