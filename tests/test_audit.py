@@ -33,7 +33,8 @@ def cloud(style, key, size=256, batch=None):
 
 def plant(dest, sizes={}, qualities={}, each=5, seed=0, batch=1):
     "A whole data set in which nothing tells the origin but what is planted."
-    for number, (split, maker, style) in enumerate((split, maker, style) for split in ('train', 'test') for maker in ('human', 'LD', 'SD') for style in range(10)):
+    for number, (split, maker, style) in enumerate((split, maker, style) for split in ('train', 'test')
+                                                   for maker in ('human', 'LD', 'SD') for style in range(10)):
         folder = dest / split / folder_name(STYLES[style], maker)
         folder.mkdir(parents=True)
         for n in range(each):
@@ -51,7 +52,8 @@ def lines_about(place, sample=150):
     return au.findings({'own_pictures': False, 'data': 'planted', **result}), result
 
 
-def score(result, question, feature): return next(row for row in result['shortcuts'] if (row['question'], row['feature']) == (question, feature))
+def score(result, question, feature):
+    return next(row for row in result['shortcuts'] if (row['question'], row['feature']) == (question, feature))
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -67,7 +69,8 @@ def test_size_shortcut(tmp_path):
     assert row['score'] == 1 and row['shortcut']
     assert score(result, 'origin', 'native size')['score'] == pytest.approx(.75, abs=.05)
     assert lines[0].startswith('Native size alone tells SD from the rest (human 256, LD 256, SD 768)')
-    assert not any(score(result, 'origin', name)['shortcut'] for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
+    assert not any(score(result, 'origin', name)['shortcut']
+                   for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
 
 
 def test_quality_shortcut(tmp_path):
@@ -84,24 +87,31 @@ def test_one_split_is_cut_by_group(tmp_path):
     held = held_out(half)
     assert not set(half.group[held]) & set(half.group[~held])
     rows = shortcuts(*read_all(half, place), place)
-    assert next(row for row in rows if row['question'] == 'SD from the rest' and row['feature'] == 'native size')['shortcut']
+    assert next(row for row in rows if row['question'] == 'SD from the rest'
+                and row['feature'] == 'native size')['shortcut']
 
 
-WAYS = {'saved again': lambda image: Image.open(jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)), 'larger': lambda image: image.resize((500, 400)),
-        'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)), 'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
-        'grey': lambda image: image.convert('L').convert('RGB'), 'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
+WAYS = {'saved again': lambda image: Image.open(jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)),
+        'larger': lambda image: image.resize((500, 400)),
+        'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)),
+        'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
+        'grey': lambda image: image.convert('L').convert('RGB'),
+        'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
 
 
 def test_near_duplicates_across_splits(tmp_path):
     place = plant(tmp_path / 'twins', each=10)
     frame, planted = index(place), set()
     for number, path in enumerate(frame.path[frame.split == 'train'].sample(50, random_state=0)):
-        image, copy = Image.open(place / path), path.replace('train/', 'test/').replace('.jpg', '9.jpg').replace('artist-', 'copyist-')
+        image = Image.open(place / path)
+        copy = path.replace('train/', 'test/').replace('.jpg', '9.jpg').replace('artist-', 'copyist-')
         list(WAYS.values())[number % len(WAYS)](image).save(place / copy, quality=85)
         planted.add((path, copy))
     for number in range(300):  # flat pictures that any hash of brightness would match with each other
-        slope = np.linspace(100 + number % 50, 110 + number % 70, 256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
-        Image.fromarray(slope.clip(0, 255).astype('uint8')).save(place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg')
+        slope = np.linspace(100 + number % 50, 110 + number % 70,
+                            256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
+        sky = place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg'
+        Image.fromarray(slope.clip(0, 255).astype('uint8')).save(sky)
     everything, facts, thumbs = read_all(index(place), place)
     pairs, flat = duplicates(everything, facts, thumbs)
     found = {tuple(sorted(pair, reverse=True)) for pair in zip(pairs.a, pairs.b)}
@@ -112,7 +122,7 @@ def test_near_duplicates_across_splits(tmp_path):
 
 
 def test_one_composition_is_not_one_picture():
-    "Sixty canvases with the same bright middle, each with strokes of its own, among clouds: alike in outline, not in detail."
+    "Sixty canvases with the same bright middle and strokes of their own: alike in outline, not in detail."
     draw, middle = np.random.default_rng(0), np.hanning(32)[:, None] * np.hanning(32) * 120
     canvases = 60 + middle[None, ..., None] + draw.normal(0, 6, (60, 32, 32, 1)) + np.zeros(3)
     clouds = np.stack([np.asarray(cloud(key % 10, key, 32)) for key in range(200)])
@@ -133,7 +143,8 @@ def test_look_alikes_never_hold_all_details_at_once():
 
 def test_exact_copies_are_found_however_flat(tmp_path):
     place = plant(tmp_path / 'exact', each=5)
-    for split in ('train', 'test'): Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
+    for split in ('train', 'test'):
+        Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
     pairs, _ = duplicates(*read_all(index(place), place))
     assert pairs[['kind', 'where']].to_numpy().tolist() == [['exact', 'across']]
 
@@ -143,7 +154,8 @@ def trained(tmp_path_factory):
     "A set of batches of four, and two barely trained runs on it, split by group and at random."
     place, runs = plant(tmp_path_factory.mktemp('set') / 'batches', each=8, batch=4), tmp_path_factory.mktemp('runs')
     for by in ('group', 'random'):
-        run_experiment(replace(SIMPLE_CNN.quick_version(), name=by, split_by=by, epochs=2, validation=.5), index(place), runs, device='cpu')
+        run_experiment(replace(SIMPLE_CNN.quick_version(), name=by, split_by=by, epochs=2, validation=.5), index(place),
+                       runs, device='cpu')
     return place, runs
 
 
@@ -165,7 +177,8 @@ def test_scores_without_twins_and_by_artist(trained):
     target = np.array([(10 if row.origin == 'human' else 0) + STYLES.index(row.style) for row in test.itertuples()])
     right = (test.origin == 'human').to_numpy()
     known = right & (np.arange(len(test)) % 2 == 0)
-    test = test.assign(group=np.where(known, 'in training', test.path))  # every second human picture is by a known artist
+    # every second human picture is by a known artist
+    test = test.assign(group=np.where(known, 'in training', test.path))
     said = np.where(right & ~known, (target + 1) % 20, target)  # and the others by human hands are got wrong
     p = Predictions(target, np.eye(20)[said] * .9 + .005)
     p.table = test
@@ -187,18 +200,21 @@ def test_retraining_without_a_generator(trained):
     assert [file.parent.name for file in made] == ['split_by_random', 'without_LD', 'without_SD']
     assert set(again['generators']) == {'LD', 'SD'}
     counts = lambda folder: json.loads((folder / 'record.json').read_text())['data']['counts']
-    ai = lambda told: sum(n for part in ('train', 'validation') for name, n in told[part].items() if name.startswith('AI'))
+    ai = lambda told: sum(n for part in ('train', 'validation') for name, n in told[part].items()
+                          if name.startswith('AI'))
     own = counts(runs / 'group')
     for maker, row in again['generators'].items():
         chosen = counts(runs / 'group' / 'retrained' / f'without_{maker}')
         assert chosen['test'] == own['test'] and ai(chosen) == ai(own) / 2  # there are as many LD as SD pictures
         for name in ('called_AI', 'style'):
             assert all(0 <= row[name][side] <= 1 for side in ('with', 'without'))
-            assert row[name]['change_ci95'][0] <= row[name]['without'] - row[name]['with'] <= row[name]['change_ci95'][1]
+            low, high = row[name]['change_ci95']
+            assert low <= row[name]['without'] - row[name]['with'] <= high
     splits = again['splits']
     assert splits['leak'] == pytest.approx(splits['random']['above'] - splits['group']['above'])
     assert splits['group']['test'] == told['leak']['test_accuracy']
-    assert sum('it has not seen' in line for line in au.limits(told)) == 3 and any('the leak is worth' in line for line in au.limits(told))
+    assert sum('it has not seen' in line for line in au.limits(told)) == 3
+    assert any('the leak is worth' in line for line in au.limits(told))
     times = [file.stat().st_mtime_ns for file in made]
     for more in ({'retrain': True}, {}):  # nothing is trained twice, and what is done counts unasked
         assert au.audit(runs / 'group', place, robustness=False, sample=60, **more)['retrained'] == again
@@ -247,7 +263,8 @@ def test_console_prints_json_only(trained, monkeypatch, capsys):
 def test_console_errors_are_one_line(trained, tmp_path, monkeypatch, capsys):
     place, runs = trained
     other = plant(tmp_path / 'other', each=1)
-    for words, told in (((tmp_path / 'nothing', '--data', tmp_path), 'record.json'), ((runs / 'group', '--data', place, '--sample', 0), 'one picture or more'),
+    for words, told in (((tmp_path / 'nothing', '--data', tmp_path), 'record.json'),
+                        ((runs / 'group', '--data', place, '--sample', 0), 'one picture or more'),
                         ((runs / 'group', '--data', other, '--retrain'), 'cannot be trained again')):
         with pytest.raises(SystemExit) as stopped: console(monkeypatch, *words)
         assert stopped.value.code == 2

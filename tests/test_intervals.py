@@ -11,11 +11,12 @@ FOLDER = [folder_name(style, generator) for generator in ('SD', 'human') for sty
 
 
 def trainings(seed, seeds, groups=400):
-    "What several trainings of one recipe say of one test set: hard groups are hard for all, and each training is a little better or worse as a whole."
+    "Several trainings of a recipe on one test set: hard groups are hard for all, a training is a bit better or worse."
     world = np.random.default_rng(seed)
     kind = world.integers(20, size=groups)
     code = np.repeat(np.arange(groups), np.where(kind < 10, 4, world.geometric(.2, groups)))
-    ids = [f'test/{FOLDER[c]}/0-{g}-{n}.jpg' if c < 10 else f'test/{FOLDER[c]}/painter-{g}_{n}-1900.jpg' for n, (c, g) in enumerate(zip(kind[code], code))]
+    ids = [f'test/{FOLDER[c]}/0-{g}-{n}.jpg' if c < 10 else f'test/{FOLDER[c]}/painter-{g}_{n}-1900.jpg'
+           for n, (c, g) in enumerate(zip(kind[code], code))]
     shared, result = 1.2 * world.normal(size=(groups, 20))[code] + world.normal(size=(len(code), 20)), []
     for training in range(seeds):
         own = np.random.default_rng([seed, training])

@@ -38,12 +38,13 @@ def audit_data(
     root,  # the data set's folder
     sample: int = 1000,  # pictures of each split for the probes
 ) -> tuple:  # findings about the data (dict), pairs of duplicates (table)
-    "The part of the audit that needs no model: shortcuts, duplicates, siblings. Unreadable pictures are left out and counted."
+    "The part of the audit that needs no model: shortcuts, duplicates, siblings. Unreadable pictures are counted."
     frame, facts, thumbs = read_all(everything, root)
     pairs, flat = duplicates(frame, facts, thumbs)
     train = (frame.split == 'train').to_numpy()
     counts = {kind: rows['where'].value_counts().to_dict() for kind, rows in pairs.groupby('kind')}
-    doubles = {'counts': counts, 'other_class': int((~pairs.same_class).sum()), 'too_flat_to_judge': flat, 'examples': pairs.sort_values('where').head(20).to_dict('records')}
+    doubles = {'counts': counts, 'other_class': int((~pairs.same_class).sum()), 'too_flat_to_judge': flat,
+               'examples': pairs.sort_values('where').head(20).to_dict('records')}
     table = shortcuts(frame, facts, thumbs, root, sample)
     return {'unreadable': len(everything) - len(frame), 'shortcuts': table, 'duplicates': doubles,
             'not_possible': not_possible(frame, {row['question'] for row in table}),
@@ -86,7 +87,8 @@ def first_weights(
     "The first weights to train a run's recipe with again; ValueError where they are not the run's own."
     init = record['init']
     if weights is None and init in ('imagenet', 'none') or record['experiment']['model'] == 'simple_cnn': return init
-    if weights is None or init_name(weights) != init: raise ValueError(f'{record["experiment"]["name"]} began with the weights {init}: name these to train it again')
+    if weights is None or init_name(weights) != init:
+        raise ValueError(f'{record["experiment"]["name"]} began with the weights {init}: name these to train it again')
     return weights
 
 def other_trainings(
@@ -96,9 +98,11 @@ def other_trainings(
     "A run's recipe without each AI generator in turn, if there are several, and with the other validation split."
     recipe, makers = load_experiment(read_record(run)), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
     other = {'group': 'random', 'random': 'group'}[recipe.split_by]
-    plans = {f'without_{maker}': ({}, frame[(frame.generator != maker) | (frame.split == 'test')]) for maker in makers if len(makers) > 1}
+    plans = {f'without_{maker}': ({}, frame[(frame.generator != maker) | (frame.split == 'test')]) for maker in makers
+             if len(makers) > 1}
     plans[f'split_by_{other}'] = {'split_by': other}, frame
-    return {run / 'retrained' / name: (replace(recipe, name=name, **changes), rows) for name, (changes, rows) in plans.items()}
+    return {run / 'retrained' / name: (replace(recipe, name=name, **changes), rows)
+            for name, (changes, rows) in plans.items()}
 
 # %% ../../nbs/trust/05_audit.ipynb #03b9ecda
 def train_again(
@@ -124,7 +128,8 @@ def unseen_generator(
     both = {'with': load(run), 'without': load(without)}
     told = {'human_called_AI': {name: factored(test)['human_called_AI'] for name, test in both.items()}}
     for name, figure in (('called_AI', 'origin_accuracy'), ('style', 'style_accuracy')):  # of pictures that are all AI
-        row = evaluation.compare(*(test.take((test.table.generator == maker).to_numpy()) for test in both.values()), figure)
+        row = evaluation.compare(*(test.take((test.table.generator == maker).to_numpy()) for test in both.values()),
+                                 figure)
         told[name] = {'with': row['a'], 'without': row['b'], 'change_ci95': [row['low'], row['high']]}
     return told
 
@@ -136,8 +141,10 @@ def split_leak(
     parts = [load(runs[by], part) for by in ('random', 'group') for part in ('validation', 'test')]
     tries = np.eye(4)[np.repeat(range(4), [len(part) for part in parts])]
     right, groups = np.concatenate([part.right for part in parts]), np.concatenate([part.table.group for part in parts])
-    random, group, leak = (grouped(tries * right[:, None], tries, groups, np.array(mix)) for mix in ((1, -1, 0, 0), (0, 0, 1, -1), (1, -1, -1, 1)))
-    row = lambda at, above: {'validation': parts[at].right.mean(), 'test': parts[at + 1].right.mean(), 'above': above[0], 'above_ci95': about(*above)}
+    random, group, leak = (grouped(tries * right[:, None], tries, groups, np.array(mix))
+                           for mix in ((1, -1, 0, 0), (0, 0, 1, -1), (1, -1, -1, 1)))
+    row = lambda at, above: {'validation': parts[at].right.mean(), 'test': parts[at + 1].right.mean(),
+                             'above': above[0], 'above_ci95': about(*above)}
     return {'random': row(0, random), 'group': row(2, group), 'leak': leak[0], 'leak_ci95': about(*leak)}
 
 # %% ../../nbs/trust/05_audit.ipynb #c4a7e007
@@ -153,7 +160,8 @@ def retrained(
             if f'without_{maker}' in done and ((frame.generator == maker) & (frame.split == 'test')).any()}
     own = record['experiment']['split_by']
     both = {by: run if by == own else run / 'retrained' / f'split_by_{by}' for by in ('random', 'group')}
-    return {'makers': makers, 'generators': told, 'splits': split_leak(both) if done and done[-1].startswith('split_by') else None}
+    return {'makers': makers, 'generators': told, 'splits': split_leak(both) if done and done[-1].startswith('split_by')
+            else None}
 
 # %% ../../nbs/trust/05_audit.ipynb #2377ab9c
 def can_keep(
@@ -246,7 +254,8 @@ def plot_probes(
     table = shortcut_table(result).query('question == @question').iloc[::-1]
     _, ax = plt.subplots(figsize=(7, .26 * len(table) + 1), layout='constrained')
     ends = [table.score - table.low, table.high - table.score]
-    ax.barh(table.feature, table.score, xerr=ends, color=np.where(table.shortcut, 'firebrick', 'lightgrey'), ecolor='dimgrey')
+    ax.barh(table.feature, table.score, xerr=ends, color=np.where(table.shortcut, 'firebrick', 'lightgrey'),
+            ecolor='dimgrey')
     ax.axvline(table.chance.mean(), color='black', ls=':', label='chance')
     if table.model.notna().all(): ax.axvline(table.model.mean(), color='steelblue', label='the model')
     ax.set(xlim=(0, 1), xlabel=f'{question}: balanced accuracy, 95 % interval')
@@ -294,8 +303,10 @@ def shortcut_lines(
     table = table.assign(effect=effect, place=place, other=table.question != 'origin')[table.shortcut]
     order = table.sort_values(['effect', 'place', 'other'], ascending=[False, True, True], kind='stable')
     culprits = order.drop_duplicates('feature')
-    return [f"{row.feature[0].upper()}{row.feature[1:]} alone tells {row.question}{f' ({row.usual})' * bool(row.usual)}: balanced accuracy {share(row.score)}, "
-            f"chance {share(row.chance)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'}." for row in culprits.itertuples()]
+    return [f"{row.feature[0].upper()}{row.feature[1:]} alone tells "
+            f"{row.question}{f' ({row.usual})' * bool(row.usual)}: balanced accuracy {share(row.score)}, "
+            f"chance {share(row.chance)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'}."
+            for row in culprits.itertuples()]
 
 # %% ../../nbs/trust/05_audit.ipynb #c75abab4
 def leak_in_words(
@@ -303,7 +314,8 @@ def leak_in_words(
 ) -> str:
     "How much a random validation split flatters."
     random, group, (low, high) = splits['random'], splits['group'], splits['leak_ci95']
-    return (f"a random split says {share(random['validation'])} where the test says {share(random['test'])}, one by group {share(group['validation'])} where it says {share(group['test'])}: "
+    return (f"a random split says {share(random['validation'])} where the test says {share(random['test'])}, one by "
+            f"group {share(group['validation'])} where it says {share(group['test'])}: "
             f"the leak is worth {100 * splits['leak']:.3g} points (95 % interval {100 * low:.3g} to {100 * high:.3g}).")
 
 def unseen_in_words(
@@ -313,8 +325,11 @@ def unseen_in_words(
     "What a model makes of a generator that it has not seen."
     called, style, human = (told[name] for name in ('called_AI', 'style', 'human_called_AI'))
     points = lambda row: '{:+.3g} to {:+.3g} points'.format(*(100 * end for end in row['change_ci95']))
-    beside = '' if human['without'] is None else f"; of the human ones {share(human['without'])}, with it {share(human['with'])}"
-    return (f"trained without {maker}, it calls {share(called['without'])} of the {maker} pictures AI, trained with it {share(called['with'])} (95 % interval of the change {points(called)}){beside}. "
+    beside = ''
+    if human['without'] is not None:
+        beside = f"; of the human ones {share(human['without'])}, with it {share(human['with'])}"
+    return (f"trained without {maker}, it calls {share(called['without'])} of the {maker} pictures AI, trained with "
+            f"it {share(called['with'])} (95 % interval of the change {points(called)}){beside}. "
             f"Their style it tells in {share(style['without'])}, with it {share(style['with'])} ({points(style)}).")
 
 # %% ../../nbs/trust/05_audit.ipynb #c4a7e008
@@ -325,26 +340,36 @@ def training_lines(
     leak, artists, again = result['leak'], (result.get('unseen') or {}).get('artists'), result.get('retrained') or {}
     lines = []
     if (leak.get('siblings') or 0) > .01:
-        lines.append(f"{share(leak['siblings'])} of the validation pictures have a sibling in training ({leak['split_by']} split): validation accuracy "
+        lines.append(f"{share(leak['siblings'])} of the validation pictures have a sibling in training "
+                     f"({leak['split_by']} split): validation accuracy "
                      f"{share(leak['validation_accuracy'])}, test accuracy {share(leak['test_accuracy'])}.")
-    if again.get('splits') and again['splits']['leak_ci95'][0] > 0: lines.append(f"Validation: {leak_in_words(again['splits'])}")
+    if again.get('splits') and again['splits']['leak_ci95'][0] > 0:
+        lines.append(f"Validation: {leak_in_words(again['splits'])}")
     if artists and artists['gain_ci95'] and artists['gain_ci95'][0] > 0:
-        lines.append(f"Human pictures by artists in training: accuracy {share(artists['accuracy_known'])}; by other artists {share(artists['accuracy_unknown'])}.")
-    return lines + [f"Unseen: {unseen_in_words(maker, told)}" for maker, told in again.get('generators', {}).items() if min(told[name]['change_ci95'][1] for name in ('called_AI', 'style')) < 0]
+        lines.append(f"Human pictures by artists in training: accuracy {share(artists['accuracy_known'])}; by other "
+                     f"artists {share(artists['accuracy_unknown'])}.")
+    return lines + [f"Unseen: {unseen_in_words(maker, told)}" for maker, told in again.get('generators', {}).items()
+                    if min(told[name]['change_ci95'][1] for name in ('called_AI', 'style')) < 0]
 
 # %% ../../nbs/trust/05_audit.ipynb #c4a7e009
+def _with_and_without(doubles):
+    return f"accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without"
+
 def findings(
     result: dict,  # as audit returns
 ) -> list:  # one-line sentences; empty where nothing was found
     "What the audit found wrong."
     lines, doubles = shortcut_lines(result), result['duplicates']
     if across := {kind: where['across'] for kind, where in doubles['counts'].items() if 'across' in where}:
-        scores = f": accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without" if doubles.get('without') else ''
-        lines.append(f"{sum(across.values())} pairs of twins stand across training and test ({', '.join(f'{n} {kind}' for kind, n in across.items())}){scores}.")
+        scores = f': {_with_and_without(doubles)}' if doubles.get('without') else ''
+        lines.append(f"{sum(across.values())} pairs of twins stand across training and test "
+                     f"({', '.join(f'{n} {kind}' for kind, n in across.items())}){scores}.")
     lines += training_lines(result)
-    for name, row in {'one resize and one JPEG pass for all': result.get('equalised'), **(result.get('robustness') or {})}.items():
+    for name, row in {'one resize and one JPEG pass for all': result.get('equalised'),
+                      **(result.get('robustness') or {})}.items():
         if row and row['drop'] >= .05 and row['drop_ci95'][0] > 0:
-            lines.append(f"{name[0].upper()}{name[1:]}: accuracy falls from {share(row['accuracy_before'])} to {share(row['accuracy'])}{errors(row)}.")
+            lines.append(f"{name[0].upper()}{name[1:]}: accuracy falls from {share(row['accuracy_before'])} to "
+                         f"{share(row['accuracy'])}{errors(row)}.")
     return lines
 
 # %% ../../nbs/trust/05_audit.ipynb #f360e4c3
@@ -355,10 +380,13 @@ def change_limits(
     row, damage = result['equalised'], result['robustness'] or {}
     fall = lambda row: f"accuracy {share(row['accuracy_before'])} -> {share(row['accuracy'])}{errors(row)}."
     lines = [f'Pictures saved in another way: after one resize and one JPEG pass for all, {fall(row)}']
-    if not damage: return lines + ['Damaged pictures (recompressed, small, blurred, noisy, cropped, grey): not measured in this audit.']
+    if not damage:
+        return lines + ['Damaged pictures (recompressed, small, blurred, noisy, cropped, grey): not measured in this '
+                        'audit.']
     worst = [name for name in sorted(damage, key=lambda name: -damage[name]['drop']) if damage[name]['drop'] >= .01][:3]
     lines += [f'Changed pictures ({name}): {fall(damage[name])}' for name in worst]
-    return lines if worst else lines + [f'Changed pictures beyond these {len(damage)} kinds: {", ".join(damage)} cost it less than a point, others were not measured.']
+    return lines if worst else lines + [f'Changed pictures beyond these {len(damage)} kinds: {", ".join(damage)} cost '
+                                        f'it less than a point, others were not measured.']
 
 # %% ../../nbs/trust/05_audit.ipynb #0cfcbf79
 def unseen_limits(
@@ -366,13 +394,17 @@ def unseen_limits(
 ) -> list:
     "What a model does on artists and generators that it has not seen."
     artists, again = result['unseen']['artists'], result['retrained']
-    lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, {share(artists['accuracy_known'])} on those of artists in training."
-             if artists else 'Artists it has not seen, against artists it has: not measured, no style has test pictures by both.']
+    lines = [f"Artists it has not seen: accuracy {share(artists['accuracy_unknown'])} on their pictures, "
+             f"{share(artists['accuracy_known'])} on those of artists in training."
+             if artists else 'Artists it has not seen, against artists it has: not measured, no style has test '
+                             'pictures by both.']
     here = 'only one' if again['makers'] else 'none'
     if len(again['makers']) < 2: return lines + [f'Generators it has not seen: not measured, there is {here} here.']
-    lines += [f'Generators it has not seen: {unseen_in_words(maker, told)}' for maker, told in again['generators'].items()]
+    lines += [f'Generators it has not seen: {unseen_in_words(maker, told)}'
+              for maker, told in again['generators'].items()]
     missing = [maker for maker in again['makers'] if maker not in again['generators']]
-    return lines + [f"Generators it has not seen: not measured for {' and '.join(missing)}, since that needs trainings without them (`artinsight_audit --retrain`)."] * bool(missing)
+    return lines + [f"Generators it has not seen: not measured for {' and '.join(missing)}, since that needs "
+                    f"trainings without them (`artinsight_audit --retrain`)."] * bool(missing)
 
 # %% ../../nbs/trust/05_audit.ipynb #c34bd170
 def limits(
@@ -382,17 +414,28 @@ def limits(
     table, doubles, leak = shortcut_table(result), result['duplicates'], result['leak']
     lines = [f'{check}: not possible, {why}.' for check, why in result.get('not_possible', {}).items()]
     if told := list(table[table.shortcut & (table.question != 'style')].feature.unique()):
-        lines.append(f"Telling AI from human on files from elsewhere: in {result['data']} the maker shows in {', '.join(told)}, so a model can score without looking at the art.")
-    for row in table[(table.question == 'origin') & (table.feature == '8 x 8 thumbnail') & (table.low > table.chance)].itertuples():
-        lines.append(f"Proof that it understands origin: 8 x 8 thumbnails alone reach {share(row.score)}{'' if pd.isna(row.model) else f', this model {share(row.model)}'} (balanced; chance {share(row.chance)}).")
-    if not result['own_pictures']: return lines + ['Anything about the model itself: its pictures are not in this data set, so only the data were audited.']
+        lines.append(f"Telling AI from human on files from elsewhere: in {result['data']} the maker shows in "
+                     f"{', '.join(told)}, so a model can score without looking at the art.")
+    thumbs = table[(table.question == 'origin') & (table.feature == '8 x 8 thumbnail') & (table.low > table.chance)]
+    for row in thumbs.itertuples():
+        model = '' if pd.isna(row.model) else f', this model {share(row.model)}'
+        lines.append(f"Proof that it understands origin: 8 x 8 thumbnails alone reach {share(row.score)}{model} "
+                     f"(balanced; chance {share(row.chance)}).")
+    if not result['own_pictures']:
+        return lines + ['Anything about the model itself: its pictures are not in this data set, so only the data '
+                        'were audited.']
     lines += change_limits(result) + unseen_limits(result)
     if splits := result['retrained']['splits']: lines.append(f'A validation score: {leak_in_words(splits)}')
     if doubles['test_pictures'] and doubles['without']:
-        lines.append(f"Its test score: {doubles['test_pictures']} test pictures have a twin; accuracy {share(doubles['with']['accuracy'])} with them, {share(doubles['without']['accuracy'])} without.")
+        lines.append(f"Its test score: {doubles['test_pictures']} test pictures have a "
+                     f"twin; {_with_and_without(doubles)}.")
     if (neighbour := leak['neighbour']) and neighbour['gain_ci95'][0] > 0:
-        lines.append(f"A score from a split that tears groups apart: the most similar training thumbnail has the right class in {share(neighbour['with_siblings'])}, in {share(neighbour['without'])} where its group is left out.")
-    if leak['siblings']: lines.append(f"Its validation score: {share(leak['siblings'])} of those pictures have a sibling in training; validation {share(leak['validation_accuracy'])}, test {share(leak['test_accuracy'])}.")
+        lines.append(f"A score from a split that tears groups apart: the most similar training thumbnail has the "
+                     f"right class in {share(neighbour['with_siblings'])}, in {share(neighbour['without'])} where its "
+                     f"group is left out.")
+    if leak['siblings']:
+        lines.append(f"Its validation score: {share(leak['siblings'])} of those pictures have a sibling in training; "
+                     f"validation {share(leak['validation_accuracy'])}, test {share(leak['test_accuracy'])}.")
     return lines + [f'Anything outside its {len(CLASSES)} classes: it always answers with one of them.']
 
 # %% ../../nbs/trust/05_audit.ipynb #c4a7e015
@@ -419,7 +462,8 @@ def artinsight_audit(
     robustness: bool = True,  # also ask the model about damaged pictures; --no-robustness leaves that out
     sample: int = 1000,  # pictures of each split to look at closely, test pictures to ask the model about again
     device: str = None,  # cpu, cuda, mps (default: the best one here)
-    retrain: store_true = False,  # first train without each generator, and with the other split: three times the run's own time
+    retrain: store_true = False,
+                     # first train without each generator, and with the other split: three times the run's own time
     weights: str = None,  # first weights to retrain with, where the run had a file's
     json: store_true = False,  # print the whole audit as JSON
 ):

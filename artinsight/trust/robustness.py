@@ -53,7 +53,8 @@ def shrink(
     return image.resize((size, size), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
 
 # %% ../../nbs/trust/04_robustness.ipynb #a5b1c0de
-CHANGES = {**{f'JPEG {quality}': lambda image, quality=quality: Image.open(jpeg(image, quality)) for quality in (90, 50, 20)},
+CHANGES = {**{f'JPEG {quality}': lambda image, quality=quality: Image.open(jpeg(image, quality))
+              for quality in (90, 50, 20)},
            **{f'downscale to {size}': partial(shrink, size=size) for size in (128, 64)},
            'blur': lambda image: image.filter(ImageFilter.GaussianBlur(2)), 'noise': noise,
            'crop': lambda image: image.crop((26, 26, 230, 230)).resize((256, 256), Image.Resampling.BILINEAR),
@@ -63,12 +64,15 @@ CHANGES = {**{f'JPEG {quality}': lambda image, quality=quality: Image.open(jpeg(
 def effect(
     before: Predictions,  # with ids
     probs: np.ndarray,  # of the same pictures changed, (n, 20)
-) -> dict:  # accuracies, drop with interval, origin errors before and after; fractions 0..1, None where there is no such picture
+# accuracies, drop with interval, origin errors before and after; fractions 0..1, None where there is no such picture
+) -> dict:
     "What a change of the pictures does to a model at fixed weights and thresholds."
     after = Predictions(before.target, probs, before.table.path)
     told, old, new = evaluation.compare(before, after), factored(before), factored(after)
-    errors = {name + place: side[name] for place, side in (('_before', old), ('', new)) for name in ('human_called_AI', 'AI_called_human')}
-    return {'n': told['n'], 'accuracy_before': told['a'], 'accuracy': told['b'], 'drop': -told['difference'], 'drop_ci95': [-told['high'], -told['low']], **errors}
+    errors = {name + place: side[name] for place, side in (('_before', old), ('', new))
+              for name in ('human_called_AI', 'AI_called_human')}
+    return {'n': told['n'], 'accuracy_before': told['a'], 'accuracy': told['b'], 'drop': -told['difference'],
+            'drop_ci95': [-told['high'], -told['low']], **errors}
 
 # %% ../../nbs/trust/04_robustness.ipynb #e692da78
 def asked_again(
@@ -94,14 +98,16 @@ def split_score(
     labels: np.ndarray,  # (n,) classes, so that like is compared with like
     groups: np.ndarray,  # (n,)
 ) -> dict | None:  # mean recalls and their difference; None where no class has both kinds
-    "Accuracy on pictures with and without something known in training, class by class; no interval from under 5 groups a side."
+    "Accuracy with and without something known in training, class by class; no interval from under 5 groups a side."
     both = [label for label in np.unique(labels) if 0 < known[labels == label].mean() < 1]
     if not both: return None
     sides = np.stack([(labels == label) & (known == side) for side in (True, False) for label in both], 1).astype(float)
     one = np.repeat([1., 0.], len(both)) / len(both)
-    (seen, _), (unseen, _), gain = (grouped(sides * right[:, None], sides, groups, mix) for mix in (one, one[::-1], one - one[::-1]))
+    (seen, _), (unseen, _), gain = (grouped(sides * right[:, None], sides, groups, mix)
+                                    for mix in (one, one[::-1], one - one[::-1]))
     enough = min(len(set(groups[known == side])) for side in (True, False)) >= 5
-    return {'known': int(known.sum()), 'unknown': int((~known).sum()), 'classes': len(both), 'accuracy_known': seen, 'accuracy_unknown': unseen,
+    return {'known': int(known.sum()), 'unknown': int((~known).sum()), 'classes': len(both), 'accuracy_known': seen,
+            'accuracy_unknown': unseen,
             'gain': gain[0], 'gain_ci95': about(*gain) if enough else None}
 
 # %% ../../nbs/trust/04_robustness.ipynb #64610483
@@ -122,11 +128,15 @@ def own_scores(
 ) -> dict:  # 'model', 'duplicates' and 'unseen'
     "A run's test score by origin and style, without twins, and on artists that it has and hasn't seen."
     human, paths, groups = test.target >= 10, test.table.path, test.table.group.to_numpy()
-    said = {'origin': (test.target // 10, test.origin_probs.argmax(1)), 'style': (test.target % 10, test.style_probs.argmax(1))}
+    said = {'origin': (test.target // 10, test.origin_probs.argmax(1)),
+            'style': (test.target % 10, test.style_probs.argmax(1))}
     twins = pairs[pairs['where'] == 'across'], pairs[pairs['where'] == 'test']
     clean = ~paths.isin([*twins[0].a, *twins[0].b, *twins[1].b]).to_numpy()
     score = lambda rows: evaluate(test.target[rows], test.probs[rows], paths.to_numpy()[rows]) if rows.any() else None
     whole = score(np.ones_like(clean))
-    artists = split_score(test.right[human], test.table.group.isin(train.group).to_numpy()[human], test.target[human], groups[human])
-    return {'model': {name: balanced(truth, guess, groups)[0] for name, (truth, guess) in said.items()}, 'unseen': {'artists': artists},
-            'duplicates': {'test_pictures': int((~clean).sum()), 'with': whole, 'without': whole if clean.all() else score(clean)}}
+    artists = split_score(test.right[human], test.table.group.isin(train.group).to_numpy()[human], test.target[human],
+                          groups[human])
+    return {'model': {name: balanced(truth, guess, groups)[0] for name, (truth, guess) in said.items()},
+            'unseen': {'artists': artists},
+            'duplicates': {'test_pictures': int((~clean).sum()), 'with': whole, 'without': whole if clean.all()
+                           else score(clean)}}

@@ -50,7 +50,8 @@ def traits(
             image.draft('RGB', (32, 32))
             thumb = np.asarray(image.convert('RGB').resize((32, 32), Image.Resampling.BOX))
     except PICTURE_ERRORS: return None
-    return (width, height, len(raw), len(raw) / width / height, *qualities, sampling, exif, hashlib.blake2b(raw).hexdigest()[:32]), thumb
+    return (width, height, len(raw), len(raw) / width / height, *qualities, sampling, exif,
+            hashlib.blake2b(raw).hexdigest()[:32]), thumb
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #884f0fd0
 def _each(task, paths): return [task(path) for path in paths]
@@ -75,7 +76,8 @@ def read_all(
     root,  # the data set's folder
 ) -> tuple:  # the rows that can be read, their traits (table), their thumbnails uint8 (n, 32, 32, 3)
     "One quick look at every picture; ValueError where none can be read."
-    readable, facts, thumbs = [], [], np.empty((len(frame), 32, 32, 3), 'uint8')  # filled as they come, since there may be many
+    # filled as they come, since there may be many
+    readable, facts, thumbs = [], [], np.empty((len(frame), 32, 32, 3), 'uint8')
     for looked in over(traits, frame, root):
         readable.append(looked is not None)
         if not readable[-1]: continue
@@ -133,7 +135,8 @@ def grouped(
     def value(sums):
         above, below = np.split(sums, 2, axis=1)
         ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-        if mix is None: return np.nansum(ratios, 1) / (below > 0).sum(1).clip(1)  # a class that was not drawn does not count
+        if mix is None:
+            return np.nansum(ratios, 1) / (below > 0).sum(1).clip(1)  # a class that was not drawn does not count
         return ratios[:, mix != 0] @ mix[mix != 0]
     whole, drawn, _ = evaluation.draw(pd.factorize(np.asarray(groups))[0], np.hstack([hits, tries]), value, 300)
     return float(whole), float(np.nanstd(drawn))
@@ -153,9 +156,11 @@ def about(value: float, error: float) -> list:
     return [value - 1.96 * error, value + 1.96 * error]
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #d13292d0
-FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'], 'JPEG subsampling': ['sampling'],
+FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'],
+                 'JPEG subsampling': ['sampling'],
                  'EXIF': ['exif'], 'bytes': ['bytes'], 'bytes per pixel': ['density']}
-FILE_ONLY = {'native size', 'JPEG quality', 'JPEG subsampling', 'EXIF'}  # what the picture has no part in; a style may well need more bytes
+# what the picture has no part in; a style may well need more bytes
+FILE_ONLY = {'native size', 'JPEG quality', 'JPEG subsampling', 'EXIF'}
 # What the picture itself explains: a feature that tells no more than this is no shortcut.
 CONTENT = {'bytes': 'bytes, equalised', 'bytes per pixel': 'bytes, equalised', 'spectrum': 'spectrum, equalised'}
 
@@ -166,7 +171,8 @@ def features(
 ) -> dict:  # name -> float (n, k)
     "What each probe is allowed to see."
     files = {name: facts[columns].to_numpy(float) for name, columns in FILE_FEATURES.items()}
-    return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:], '8 x 8 thumbnail': eighths(thumbs),
+    return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:],
+            '8 x 8 thumbnail': eighths(thumbs),
             'spectrum': looks[:, :32], 'spectrum, equalised': looks[:, 32:64]}
 
 def eighths(thumbs):
@@ -180,9 +186,10 @@ def probe(
     held: np.ndarray,  # bool (n,): scored on these, trained on the others
     groups: np.ndarray,  # (n,)
 ) -> tuple:  # balanced accuracy 0..1 on the held-out rows, its standard error
-    "How well the labels can be told from these features alone: by a small tree, or a support vector machine for ten features or more."
+    "How well labels can be told from these features: by a small tree; from ten features on, a support vector machine."
     rules = tree.DecisionTreeClassifier(max_depth=6, min_samples_leaf=5, class_weight='balanced', random_state=0)
-    model = rules if seen.shape[1] < 10 else pipeline.make_pipeline(preprocessing.StandardScaler(), svm.SVC(class_weight='balanced'))
+    model = rules if seen.shape[1] < 10 else pipeline.make_pipeline(preprocessing.StandardScaler(),
+                                                                    svm.SVC(class_weight='balanced'))
     model.fit(seen[~held], labels[~held])
     return balanced(labels[held], model.predict(seen[held]), groups[held])
 
@@ -196,7 +203,8 @@ def say(
     shares = values.value_counts(normalize=True)
     common = sorted(value if isinstance(value, str) else f'{value:g}' for value in shares.index[shares >= .25])
     if shares.iloc[:len(common)].sum() >= .9: return ' or '.join(common)
-    return 'mixed' if isinstance(shares.index[0], str) else f'about {values.median():,.4g}' if values.median() < 1000 else f'about {values.median():,.0f}'
+    if isinstance(shares.index[0], str): return 'mixed'
+    return f'about {values.median():,.4g}' if values.median() < 1000 else f'about {values.median():,.0f}'
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #07be1c35
 def usual(
@@ -207,9 +215,12 @@ def usual(
     "A file feature's usual value in each class."
     if feature not in FILE_FEATURES: return ''
     values = facts[FILE_FEATURES[feature][0]].map(WORDS.get(feature, lambda value: value))
-    if feature == 'native size': values = values.astype(str).where(facts.width == facts.height, values.astype(str) + 'x' + facts.height.astype(str))
+    if feature == 'native size':
+        values = values.astype(str).where(facts.width == facts.height,
+                                          values.astype(str) + 'x' + facts.height.astype(str))
     parts = dict(list(values.groupby(np.asarray(labels))))
-    return ', '.join(f'{label} {say(parts[label])}' for label in sorted(parts, key=lambda label: (label != 'human', label)))
+    return ', '.join(f'{label} {say(parts[label])}'
+                     for label in sorted(parts, key=lambda label: (label != 'human', label)))
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #aa125649
 def questions(
@@ -219,7 +230,8 @@ def questions(
     asked = {'origin': frame.origin.to_numpy(object), 'style': frame['style'].to_numpy(object)}
     makers = sorted(set(frame.generator) - {'human'})
     if len(makers) > 1: asked |= {'generator': frame.generator.to_numpy(object),
-                                  **{f'{maker} from the rest': np.where(frame.generator == maker, maker, 'rest') for maker in makers}}
+                                  **{f'{maker} from the rest': np.where(frame.generator == maker, maker, 'rest')
+                                     for maker in makers}}
     return asked
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #a79dd8ec
@@ -241,15 +253,18 @@ def ask(
     groups: np.ndarray,  # (n,)
 ) -> list:  # a dict for each feature; empty where fewer than two labels have 5 pictures on each side
     "Ask every feature the same question, and say which ones tell more than chance and the picture itself explain."
-    known = np.isin(labels, [name for name in np.unique(labels) if min((labels[held] == name).sum(), (labels[~held] == name).sum()) >= 5])
+    known = np.isin(labels, [name for name in np.unique(labels)
+                             if min((labels[held] == name).sum(), (labels[~held] == name).sum()) >= 5])
     if len(names := np.unique(labels[known])) < 2: return []
     scores = {name: probe(values[known], labels[known], held[known], groups[known]) for name, values in seen.items()}
     rows, chance = [], 1 / len(names)
     for name, (score, error) in scores.items():
         floor, doubt = max((chance, 0.), scores.get(CONTENT.get(name), (0., 0.)))
         sure = score - floor > 3.3 * np.hypot(error, doubt) and score - floor >= .1 * (1 - floor)
-        rows.append({'question': question, 'feature': name, 'score': score, 'low': max(score - 1.96 * error, 0.), 'high': min(score + 1.96 * error, 1.), 'chance': chance,
-                     'shortcut': bool(sure and name in (FILE_ONLY if question == 'style' else {*FILE_FEATURES, 'spectrum'}))})
+        rows.append({'question': question, 'feature': name, 'score': score, 'low': max(score - 1.96 * error, 0.),
+                     'high': min(score + 1.96 * error, 1.), 'chance': chance,
+                     'shortcut': bool(sure and name in (FILE_ONLY if question == 'style'
+                                                        else {*FILE_FEATURES, 'spectrum'}))})
     return rows
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #63627021

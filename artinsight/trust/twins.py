@@ -39,7 +39,8 @@ def outlines(
         coarse.append(outline)
         spread.append(np.linalg.norm(detail, axis=1) / 32)
     whole = np.concatenate(coarse)
-    return preprocessing.normalize(whole / (whole.std(0) + 1e-6)), np.concatenate(spread)  # undivided, all pictures with a bright sky look alike
+    # undivided, all pictures with a bright sky look alike
+    return preprocessing.normalize(whole / (whole.std(0) + 1e-6)), np.concatenate(spread)
 
 # %% ../../nbs/trust/03_twins.ipynb #a4d1e001
 def detail_likeness(
@@ -94,7 +95,7 @@ def duplicates(
     facts: pd.DataFrame,  # their traits
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
 ) -> tuple:  # table of pairs (a, b, kind, likeness, where, same_class), number of pictures too flat to judge
-    "Exact copies by their bytes, near ones by their looks; `where` is across, train, test, or siblings for one AI batch."
+    "Exact copies by their bytes, near ones by their looks; `where` is across, train, test, or siblings (one AI batch)."
     pairs, likeness, flat = look_alikes(thumbs)
     digest, place = facts.digest.to_numpy(), np.arange(len(frame))
     first = pd.Series(place).groupby(digest).transform('first').to_numpy()
@@ -103,8 +104,10 @@ def duplicates(
     exact = np.arange(len(one)) < len(copies)
     batch = (one.group.to_numpy() == other.group.to_numpy()) & (one.origin == 'AI').to_numpy() & ~exact
     where = np.where(one.split.to_numpy() != other.split.to_numpy(), 'across', np.where(batch, 'siblings', one.split))
-    return pd.DataFrame({'a': one.path.to_numpy(), 'b': other.path.to_numpy(), 'kind': np.where(exact, 'exact', 'near'), 'likeness': np.r_[np.ones(len(copies)), likeness[near]],
-                         'where': where, 'same_class': one['class'].to_numpy() == other['class'].to_numpy()}), int(flat.sum())
+    return pd.DataFrame({'a': one.path.to_numpy(), 'b': other.path.to_numpy(), 'kind': np.where(exact, 'exact', 'near'),
+                         'likeness': np.r_[np.ones(len(copies)), likeness[near]],
+                         'where': where,
+                         'same_class': one['class'].to_numpy() == other['class'].to_numpy()}), int(flat.sum())
 
 # %% ../../nbs/trust/03_twins.ipynb #be1d26fd
 def neighbour_leak(
@@ -117,9 +120,11 @@ def neighbour_leak(
     if len(frame) < 2 or names.max() == 0: return None
     order = np.random.default_rng(0).permutation(names.max() + 1)
     rows = np.flatnonzero(np.isin(names, order[np.cumsum(np.bincount(names)[order]) <= max(sample, 2)]))
-    groups, labels, small = names[rows], frame['class'].to_numpy()[rows], torch.from_numpy(eighths(thumbs[rows])).float()
+    groups, labels = names[rows], frame['class'].to_numpy()[rows]
+    small = torch.from_numpy(eighths(thumbs[rows])).float()
     far = torch.cdist(small, small).fill_diagonal_(torch.inf)
     alone = far.masked_fill(torch.from_numpy(groups[:, None] == groups), torch.inf)
     right = [labels[distance.argmin(1).numpy()] == labels for distance in (far, alone)]
     gain = grouped((right[0] * 1. - right[1])[:, None], np.ones((len(rows), 1)), groups)
-    return {'n': len(rows), 'with_siblings': right[0].mean(), 'without': right[1].mean(), 'gain': gain[0], 'gain_ci95': about(*gain)}
+    return {'n': len(rows), 'with_siblings': right[0].mean(), 'without': right[1].mean(), 'gain': gain[0],
+            'gain_ci95': about(*gain)}
