@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TINY', 'BINS', 'MEANS', 'AVERAGES', 'HEADLINES', 'FRACTION', 'ADJACENT', 'TABLE', 'STEPS', 'Predictions',
-           'headline_columns', 'headline_figures', 'group_codes', 'draw', 'interval', 'load', 'draw_seeds', 'bootstrap',
-           'evaluate', 'confusion', 'plot_confusion', 'class_report', 'confused', 'adjacent', 'choose_origin_threshold',
-           'factored', 'by_generator', 'plot_origin', 'compare', 'reported', 'results_table', 'ladder']
+           'headline_columns', 'headline_figures', 'group_codes', 'load', 'draw_seeds', 'bootstrap', 'evaluate',
+           'confusion', 'plot_confusion', 'class_report', 'confused', 'adjacent', 'choose_origin_threshold', 'factored',
+           'by_generator', 'plot_origin', 'compare', 'reported', 'results_table', 'ladder']
 
 # %% ../nbs/06_evaluation.ipynb #f76bfc87
 from copy import copy
@@ -14,11 +14,12 @@ from importlib import resources
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
-from scipy import sparse, special, stats
+from scipy import sparse, stats
 from sklearn import metrics
 
 # %% ../nbs/06_evaluation.ipynb #153ab4da
 from .engine.files import user_path
+from .engine.intervals import draw, interval
 from .data import CLASSES, describe, GENERATORS, ORIGINS, STYLES
 from .training import load_predictions
 
@@ -142,48 +143,6 @@ def group_codes(
     "The unit that resampling draws; ValueError for an unknown one."
     if by not in ('group', 'picture'): raise ValueError(f"by is 'group' or 'picture', not {by!r}")
     return np.arange(len(p)) if by == 'picture' or p.table is None else pd.factorize(p.table.group)[0]
-
-# %% ../nbs/06_evaluation.ipynb #2cb99644
-def draw(
-    codes: np.ndarray,  # group number of each picture (n,)
-    columns,  # what each picture adds (n, columns)
-    figures,  # function from sums (sets, columns) to figures (sets, figures)
-    resamples: int = 2000,
-    seed: int = 0,
-# figures of the whole set (figures,), of resampled ones (resamples, figures), and without each group (groups, figures)
-) -> tuple:
-    "Figures of a set, of as many groups drawn from it with replacement, and with each group left out."
-    sums = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes))))) @ sparse.csr_array(columns)
-    rng, groups, drawn = np.random.default_rng(seed), sums.shape[0], []
-    for some in np.array_split(np.arange(resamples), -(-resamples * groups // 2_000_000)):
-        picks = rng.integers(groups, size=(len(some), groups)) + groups * np.arange(len(some))[:, None]
-        weights = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
-        drawn.append(figures((sums.T @ weights.T).T))
-    whole = np.asarray(sums.sum(0))[None]
-    left_out = [figures(whole - sums[start:start + 2000].toarray()) for start in range(0, groups, 2000)]
-    return figures(whole)[0], np.concatenate(drawn), np.concatenate(left_out)
-
-# %% ../nbs/06_evaluation.ipynb #e53ce2f8
-def interval(
-    value: np.ndarray,  # figures of the whole set (figures,)
-    draws: np.ndarray,  # the same figures of resampled sets (resamples, figures)
-    left_out: np.ndarray,  # and with each group left out (groups, figures)
-    codes: np.ndarray,  # group number of each picture (n,)
-    fraction,  # which figures are fractions (figures,)
-    spread=0,  # half width from the spread between seeds (figures,)
-) -> np.ndarray:  # low, high (2, figures)
-    "95 % intervals: the bias from bootstrap draws, the standard error from leaving groups out."
-    groups, ones = len(codes)**2 / (np.bincount(codes).astype(float)**2).sum(), np.ones_like(value)
-    error = left_out.std(0) * np.sqrt(len(left_out) - 1)
-    half = np.hypot(error * stats.t.ppf(.975, groups - 1), spread) if groups >= 1.5 else np.inf * ones
-    start = np.where(fraction, special.logit(np.clip(value, 1e-9, 1 - 1e-9)), value)
-    ends = start + (value - draws.mean(0) + np.outer([-1, 1],
-                                                     half)) / np.where(fraction, np.clip(value * (1 - value), 1e-9, 1),
-                                                                       1)
-    bound = .025 ** (1 / groups)  # of a fraction that was always 1
-    certain = [fraction & (value >= 1), fraction & (value <= 0)]
-    return np.select(certain, [np.outer([bound, 1], ones), np.outer([0, 1 - bound], ones)],
-                     np.where(fraction, special.expit(ends), ends))
 
 # %% ../nbs/06_evaluation.ipynb #d478642e
 FRACTION = np.array([name not in ('loss', 'brier', 'ece') for name in HEADLINES])

@@ -34,7 +34,6 @@ def _members(name, classes):
 # %% ../nbs/07_gradcam.ipynb #ask
 def ask(
     logits: torch.Tensor,  # (n, classes)
-    # None, 'class', 'style', 'origin'; a class index; a class, style or origin by name; or one of these two per picture
 
 
 
@@ -334,6 +333,7 @@ def ask(
 
 
 
+    # None, 'class', 'style', 'origin'; an index; a class, style or origin by name; or such a one per picture
     target=None,
     classes=CLASSES,  # class names in the order of the logits
 ) -> list:  # n class indices or names

@@ -3,7 +3,7 @@ import errno, json, multiprocessing, os, shutil, signal, sys, threading, tracema
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from PIL import Image, ImageFilter
 
 from artinsight.baseline import SIMPLE_CNN
@@ -14,8 +14,8 @@ from artinsight.study import run_experiment
 from artinsight.engine.runs import save_predictions
 from artinsight.training import load_predictions
 from artinsight.trust import audit as au
-from artinsight.trust.robustness import CHANGES, own_scores
-from artinsight.trust.shortcuts import held_out, jpeg, over, read_all, shortcuts
+from artinsight.trust.robustness import CHANGES, first_weights, own_scores, plot_changes, retrained
+from artinsight.trust.shortcuts import each_picture, held_out, jpeg, plot_probes, read_all, shortcuts
 from artinsight.trust.twins import duplicates, look_alikes
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
@@ -221,17 +221,17 @@ def test_retraining_without_a_generator(trained):
     assert [file.stat().st_mtime_ns for file in made] == times
     unfinished = runs / 'group' / 'retrained' / 'without_SD' / 'record.json'
     unfinished.unlink()
-    assert set(au.retrained(runs / 'group', index(place))['generators']) == {'LD'}
+    assert set(retrained(runs / 'group', index(place))['generators']) == {'LD'}
 
 
 def test_retraining_begins_with_the_same_weights(tmp_path):
     (file := tmp_path / 'own.safetensors').write_bytes(b'weights')
     run = lambda init, model='resnet18': {'init': init, 'experiment': {'name': 'it', 'model': model}}
-    assert [au.first_weights(run(init), None) for init in ('none', 'imagenet')] == ['none', 'imagenet']
-    assert au.first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
-    assert au.first_weights(run(init_name(file)), file) == file
+    assert [first_weights(run(init), None) for init in ('none', 'imagenet')] == ['none', 'imagenet']
+    assert first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
+    assert first_weights(run(init_name(file)), file) == file
     for init, weights in (('none', 'imagenet'), ('imagenet', file), (init_name(file), None), (init_name(file), 'none')):
-        with pytest.raises(ValueError, match='it began with'): au.first_weights(run(init), weights)
+        with pytest.raises(ValueError, match='it began with'): first_weights(run(init), weights)
 
 
 def console(monkeypatch, *words):
@@ -328,9 +328,9 @@ def test_one_sided_data_is_audited_as_far_as_it_goes(case, tmp_path, monkeypatch
     assert 'Empty DataFrame' not in said and 'nan' not in said
     kept = au.audit_of(run, [])
     assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(CHANGES) and kept['duplicates']['with']
-    for question in ('origin', 'style', 'generator'): au.plot_probes(kept, question)
-    au.plot_changes(kept)
-    au.plt.close('all')
+    for question in ('origin', 'style', 'generator'): plot_probes(kept, question)
+    plot_changes(kept)
+    plt.close('all')
 
 
 @pytest.fixture(scope='module')
@@ -421,7 +421,7 @@ def test_no_thread_and_no_process_left(lone, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_costs_nothing(lone):
     frame = index(lone[0])
-    assert [*over(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
+    assert [*each_picture(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
 
 
 def die_once(path):

@@ -17,6 +17,7 @@ from torch import nn
 
 # %% ../../nbs/trust/01_maps.ipynb #d04f7158
 from ..engine.heatmaps import border_mass, enlarge
+from ..engine.intervals import about, grouped
 from ..engine.layers import evaluating
 from ..gradcam import ask, GradCAM, probability, scale
 
@@ -134,16 +135,14 @@ def areas(
 # %% ../../nbs/trust/01_maps.ipynb #mean-interval
 def mean_interval(
     values,  # (n,); what is not a number is left out
-    draws: int = 2000,  # of the bootstrap
-    seed: int = 0,  # of the draws
 ) -> dict:  # mean, low, high (95 %), n
-    "A mean over pictures and its bootstrap interval"
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
+    "A mean over pictures and its bootstrap interval."
+    values = np.asarray(values, dtype=float)[:, None]
+    values = values[~np.isnan(values[:, 0])]
     if not len(values): return dict(mean=None, low=None, high=None, n=0)
-    means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-    low, high = np.quantile(means, [.025, .975])
-    return dict(mean=values.mean().item(), low=low.item(), high=high.item(), n=len(values))
+    mean, error = grouped(values, np.ones_like(values), np.arange(len(values)))
+    low, high = about(mean, error)
+    return dict(mean=mean, low=low, high=high, n=len(values))
 
 # %% ../../nbs/trust/01_maps.ipynb #shift
 def shift_stability(
@@ -188,15 +187,15 @@ def honesty(
     seed: int = 0,  # of random weights, maps and draws
 ) -> dict:  # Figures, the two tables randomisation and curves, and verdict
     "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
-    maps, table, curves = cam(x, target), randomisation_test(cam, x, target,
-                                                             seed), deletion_insertion(cam, x, target, seed=seed)
+    maps, table = cam(x, target), randomisation_test(cam, x, target, seed)
+    curves = deletion_insertion(cam, x, target, seed=seed)
     area, last = areas(curves), table.iloc[-1]
-    found = dict(n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
-                 empty=(~maps.flatten(1).any(1)).float().mean().item(),
+    found = dict(
+        n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
+        empty=(~maps.flatten(1).any(1)).float().mean().item(),
         randomised_rank=last.rank_correlation.item(), randomised_ssim=last.ssim.item(), area=area.mean().to_dict(),
-        **{f'over_{rival}': mean_interval(area.gradcam - area[rival], seed=seed) for rival in ('random', 'centre')},
-        border_mass=mean_interval(border_mass(maps), seed=seed),
-                 shift_stability=mean_interval(shift_stability(cam, x, target), seed=seed))
+        **{f'over_{rival}': mean_interval(area.gradcam - area[rival]) for rival in ('random', 'centre')},
+        border_mass=mean_interval(border_mass(maps)), shift_stability=mean_interval(shift_stability(cam, x, target)))
     return dict(found, verdict=verdict(found), randomisation=table, curves=curves)
 
 # %% ../../nbs/trust/01_maps.ipynb #curves
