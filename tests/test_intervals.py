@@ -55,7 +55,7 @@ def test_one_sided_predictions_have_all_figures(kinds, n):
         assert record['n'] == n and all(np.isfinite(value).all() for value in record.values())
         told = calibration(p, p)
         assert told['ece_after'] >= 0 and evaluation.factored(p)['origin_auc'] is None
-        plot_calibration(p, p.soften(2)), evaluation.plot_origin(p), evaluation.plot_confusion(p)
+        plot_calibration(p, p.soften(2)), evaluation.plot_confusion(p)
         assert not evaluation.ladder({'simple_cnn': p, 'resnet18_base': p}).real.any()
         assert len(evaluation.by_generator(p)) == 3
         evaluation.plt.close('all')
