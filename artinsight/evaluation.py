@@ -89,7 +89,7 @@ def style_given_origin(self: Predictions):
     "The style called when the true origin is known (n,)."
     return self.probs.reshape(-1, 2, 10)[np.arange(len(self)), self.target // 10].argmax(1)
 
-# %% ../nbs/06_evaluation.ipynb #fe619717
+# %% ../nbs/06_evaluation.ipynb #7dd4a94e
 TINY, BINS = 2**-24, 15
 _MEANS = ('loss', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'brier')
 
@@ -98,6 +98,7 @@ def bins(self: Predictions):
     "The confidence bin that each picture falls in (n,)."
     return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
+# %% ../nbs/06_evaluation.ipynb #fe619717
 @patch
 def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of _MEANS
     "What each picture adds to the figures that are plain means."
@@ -156,7 +157,7 @@ def load(
         run = Predictions(target, probs, ids)
     return run if run.table is None else run.take(np.argsort(run.table.path.to_numpy()))
 
-# %% ../nbs/06_evaluation.ipynb #2afa75ab
+# %% ../nbs/06_evaluation.ipynb #5c6b6d91
 def _same_pictures(a: Predictions, b: Predictions):
     "ValueError unless both hold the same pictures."
     same = np.array_equal(a.target, b.target)
@@ -166,6 +167,7 @@ def _same_pictures(a: Predictions, b: Predictions):
         raise ValueError(f'these runs were tested on different pictures ({len(a)} and {len(b)}): they cannot be '
                          f'compared')
 
+# %% ../nbs/06_evaluation.ipynb #2afa75ab
 def _draw_seeds(
     runs,  # a run, or a list of seeds of it
     by: str = 'group',  # as group_codes
@@ -279,7 +281,7 @@ def adjacent(
     counts = rows[_ADJACENT].assign(other=rows.drop(columns=_ADJACENT).sum(axis=1))
     return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
-# %% ../nbs/06_evaluation.ipynb #e001cbc4
+# %% ../nbs/06_evaluation.ipynb #7e0fc69a
 def choose_origin_threshold(
     validation: Predictions,
 ) -> float:  # call a picture AI from this probability on
@@ -288,6 +290,7 @@ def choose_origin_threshold(
     miss, hit, thresholds = metrics.roc_curve(validation.target < 10, validation.origin_probs[:, 0])
     return float(min(thresholds[np.argmax(hit - miss)], 1))
 
+# %% ../nbs/06_evaluation.ipynb #e001cbc4
 def factored(
     p: Predictions,
     threshold: float = .5,  # AI from this probability on

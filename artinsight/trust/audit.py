@@ -69,12 +69,13 @@ def write_audit(
         with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
     except OSError as error: print(f'audit.json could not be written into {run}: {error.strerror}', file=sys.stderr)
 
-# %% ../../nbs/trust/05_audit.ipynb #2d236e94
+# %% ../../nbs/trust/05_audit.ipynb #f9bca164
 def _own_ids(run, frame):
     "The pictures that a run was judged on, and whether all of them stand in this data set."
     ids = {path for part in ('validation', 'test') for path in load_predictions(run, part)[0]}
     return ids, bool(frame.path.isin(ids).sum() == len(ids))
 
+# %% ../../nbs/trust/05_audit.ipynb #2d236e94
 def _all_parts(run, model, record, frame, ids, robustness, sample, device):
     "Of the data, and of the run where they are its own: then there is a model."
     root, data = frame.attrs['root'], frame.attrs['name']
@@ -158,11 +159,12 @@ def _training_lines(
     return lines + [f"Unseen: {unseen_in_words(maker, told)}" for maker, told in again.get('generators', {}).items()
                     if min(told[name]['change_ci95'][1] for name in ('called_AI', 'style')) < 0]
 
-# %% ../../nbs/trust/05_audit.ipynb #c4a7e009
+# %% ../../nbs/trust/05_audit.ipynb #bfd22230
 def _with_and_without(doubles):
     kept, dropped = (percent(doubles[side]['accuracy']) for side in ('with', 'without'))
     return f'accuracy {kept} with them, {dropped} without'
 
+# %% ../../nbs/trust/05_audit.ipynb #c4a7e009
 def findings(
     result: dict,  # as audit returns
 ) -> list:  # one-line sentences; empty where nothing was found

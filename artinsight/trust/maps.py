@@ -17,7 +17,7 @@ from torch import nn
 
 # %% ../../nbs/trust/01_maps.ipynb #d04f7158
 from ..engine.heatmaps import border_mass, enlarge
-from ..engine.intervals import about, grouped
+from ..engine.intervals import error_bars, grouped
 from ..engine.layers import evaluating
 from ..gradcam import ask, GradCAM, probability, scale
 
@@ -82,7 +82,7 @@ def predict(self:GradCAM, x):
     x, autocast = self._prepare(x)
     with torch.no_grad(), autocast, evaluating(self.model): return self.model(x).float()
 
-# %% ../../nbs/trust/01_maps.ipynb #rivals
+# %% ../../nbs/trust/01_maps.ipynb #62283057
 def _rivals(maps, seed=0):
     "The maps, and what they have to beat: a Gaussian blob in the centre, and random cells"
     n, h, w = maps.shape
@@ -96,6 +96,7 @@ def _blurred(x):
     for _ in range(2): x = F.avg_pool2d(F.pad(x, [k // 2] * 4, mode='replicate'), k, 1)
     return x
 
+# %% ../../nbs/trust/01_maps.ipynb #rivals
 def _order(maps, size, seed=0):
     "Each pixel's place in the order of its map, from 0 (first) to 1; ties are broken by lot"
     big = enlarge(maps, size).flatten(1)
@@ -141,7 +142,7 @@ def mean_interval(
     values = values[~np.isnan(values[:, 0])]
     if not len(values): return dict(mean=None, low=None, high=None, n=0)
     mean, error = grouped(values, np.ones_like(values), np.arange(len(values)))
-    low, high = about(mean, error)
+    low, high = error_bars(mean, error)
     return dict(mean=mean, low=low, high=high, n=len(values))
 
 # %% ../../nbs/trust/01_maps.ipynb #shift

@@ -20,7 +20,7 @@ from .. import evaluation
 
 # %% ../../nbs/trust/04_robustness.ipynb #518be5c7
 from ..engine.augment import normalise
-from ..engine.intervals import about, balanced, grouped, percent
+from ..engine.intervals import error_bars, balanced, grouped, percent
 from ..engine.pictures import decode, squash
 from ..data import choose, fingerprint
 from ..training import read_record
@@ -143,7 +143,7 @@ def split_score(
     enough = min(len(set(groups[known == side])) for side in (True, False)) >= 5
     return {'known': int(known.sum()), 'unknown': int((~known).sum()), 'classes': len(both), 'accuracy_known': seen,
             'accuracy_unknown': unseen,
-            'gain': gain[0], 'gain_ci95': about(*gain) if enough else None}
+            'gain': gain[0], 'gain_ci95': error_bars(*gain) if enough else None}
 
 # %% ../../nbs/trust/04_robustness.ipynb #f79d4bab
 def validation_leak(
@@ -188,7 +188,7 @@ def own_scores(
             'duplicates': {'test_pictures': int((~clean).sum()), 'with': whole, 'without': whole if clean.all()
                            else score(clean)}}
 
-# %% ../../nbs/trust/04_robustness.ipynb #c69532a1
+# %% ../../nbs/trust/04_robustness.ipynb #178dfa36
 def first_weights(
     record: dict,  # a run's
     weights: str | None,  # 'imagenet', 'none' or a file; None: what the run had
@@ -200,6 +200,7 @@ def first_weights(
         raise ValueError(f'{record["experiment"]["name"]} began with the weights {init}: name these to train it again')
     return weights
 
+# %% ../../nbs/trust/04_robustness.ipynb #c69532a1
 def other_trainings(
     run: Path,  # a run's folder
     frame: pd.DataFrame,  # the index of its data
@@ -253,8 +254,8 @@ def split_leak(
     random, group, leak = (grouped(tries * right[:, None], tries, groups, np.array(mix))
                            for mix in ((1, -1, 0, 0), (0, 0, 1, -1), (1, -1, -1, 1)))
     row = lambda at, above: {'validation': parts[at].right.mean(), 'test': parts[at + 1].right.mean(),
-                             'above': above[0], 'above_ci95': about(*above)}
-    return {'random': row(0, random), 'group': row(2, group), 'leak': leak[0], 'leak_ci95': about(*leak)}
+                             'above': above[0], 'above_ci95': error_bars(*above)}
+    return {'random': row(0, random), 'group': row(2, group), 'leak': leak[0], 'leak_ci95': error_bars(*leak)}
 
 # %% ../../nbs/trust/04_robustness.ipynb #c4a7e007
 def retrained(
@@ -272,7 +273,7 @@ def retrained(
     return {'makers': makers, 'generators': told, 'splits': split_leak(both) if done and done[-1].startswith('split_by')
             else None}
 
-# %% ../../nbs/trust/04_robustness.ipynb #c75abab4
+# %% ../../nbs/trust/04_robustness.ipynb #c7f2ac91
 def leak_in_words(
     splits: dict,  # as split_leak returns
 ) -> str:
@@ -283,6 +284,7 @@ def leak_in_words(
             f"group {percent(group['validation'])} where it says {percent(group['test'])}: "
             f"the leak is worth {100 * splits['leak']:.3g} points (95 % interval {100 * low:.3g} to {100 * high:.3g}).")
 
+# %% ../../nbs/trust/04_robustness.ipynb #c75abab4
 def unseen_in_words(
     maker: str,  # a generator
     told: dict,  # as unseen_generator returns

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_SUMS', 'FILE_FEATURES', 'jpeg_quality', 'traits', 'each_picture', 'read_all', 'jpeg', 'equalise', 'spectrum',
-           'closer_look', 'features', 'eighths', 'probe', 'questions', 'held_out', 'shortcuts', 'shortcut_table',
+           'closer_look', 'eighths', 'features', 'probe', 'questions', 'held_out', 'shortcuts', 'shortcut_table',
            'plot_probes', 'not_possible']
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #eab50377
@@ -124,7 +124,7 @@ def closer_look(
     common = equalise(image)
     return np.r_[spectrum(squash(image, 256)), spectrum(Image.open(common)), len(common.getvalue())]
 
-# %% ../../nbs/trust/02_shortcuts.ipynb #d13292d0
+# %% ../../nbs/trust/02_shortcuts.ipynb #b1edb447
 FILE_FEATURES = {'native size': ['width', 'height'], 'JPEG quality': ['quality', 'colour_quality'],
                  'JPEG subsampling': ['sampling'],
                  'EXIF': ['exif'], 'bytes': ['bytes'], 'bytes per pixel': ['density']}
@@ -133,6 +133,11 @@ _FILE_ONLY = {'native size', 'JPEG quality', 'JPEG subsampling', 'EXIF'}
 # What the picture itself explains: a feature that tells no more than this is no shortcut.
 _CONTENT = {'bytes': 'bytes, equalised', 'bytes per pixel': 'bytes, equalised', 'spectrum': 'spectrum, equalised'}
 
+def eighths(thumbs):
+    "Thumbnails of 8 x 8, float (n, 192)."
+    return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)
+
+# %% ../../nbs/trust/02_shortcuts.ipynb #d13292d0
 def features(
     facts: pd.DataFrame,  # rows of traits
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
@@ -143,10 +148,6 @@ def features(
     return {**files, 'all of the file': np.hstack(list(files.values())), 'bytes, equalised': looks[:, 64:],
             '8 x 8 thumbnail': eighths(thumbs),
             'spectrum': looks[:, :32], 'spectrum, equalised': looks[:, 32:64]}
-
-def eighths(thumbs):
-    "Thumbnails of 8 x 8, float (n, 192)."
-    return thumbs.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(thumbs), -1)
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #ea701fa3
 def probe(

@@ -15,11 +15,11 @@ from sklearn import preprocessing
 from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/trust/03_twins.ipynb #00b01fac
-from ..engine.intervals import about, grouped
+from ..engine.intervals import error_bars, grouped
 from ..engine.workers import run_in_processes
 from .shortcuts import eighths, not_possible, read_all, shortcuts
 
-# %% ../../nbs/trust/03_twins.ipynb #122f4f29
+# %% ../../nbs/trust/03_twins.ipynb #5bca5240
 def waves_of(
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
 ) -> tuple:  # waves that make the outline, float32 (n, 63); those that make the detail, float32 (n, 1024)
@@ -29,6 +29,7 @@ def waves_of(
     waves[:, :3, :3] = 0  # brightness and gradients prove nothing
     return outline, waves.reshape(len(waves), -1)
 
+# %% ../../nbs/trust/03_twins.ipynb #122f4f29
 def outlines(
     thumbs: np.ndarray,  # uint8 (n, 32, 32, 3)
     tile: int = 1024,  # pictures at once: the details of all would fill the memory
@@ -128,7 +129,7 @@ def neighbour_leak(
     right = [labels[distance.argmin(1).numpy()] == labels for distance in (far, alone)]
     gain = grouped((right[0] * 1. - right[1])[:, None], np.ones((len(rows), 1)), groups)
     return {'n': len(rows), 'with_siblings': right[0].mean(), 'without': right[1].mean(), 'gain': gain[0],
-            'gain_ci95': about(*gain)}
+            'gain_ci95': error_bars(*gain)}
 
 # %% ../../nbs/trust/03_twins.ipynb #f75056b4
 def audit_data(
