@@ -22,7 +22,8 @@ def reliability(
     "Confidence and accuracy in `BINS` bins of equal width."
     edges = np.linspace(0, 1, BINS + 1)
     frame = pd.DataFrame({'bin': p.bins, 'confidence': p.confidence, 'accuracy': p.right.astype(float)})
-    bins = frame.groupby('bin').agg(pictures=('accuracy', 'size'), confidence=('confidence', 'mean'), accuracy=('accuracy', 'mean')).reindex(range(BINS))
+    bins = frame.groupby('bin').agg(pictures=('accuracy', 'size'), confidence=('confidence', 'mean'),
+                                    accuracy=('accuracy', 'mean')).reindex(range(BINS))
     return bins.assign(low=edges[:-1], high=edges[1:], pictures=bins.pictures.fillna(0).astype(int))
 
 # %% ../../nbs/trust/00_calibration.ipynb #b44d807b
@@ -40,7 +41,8 @@ def fit_temperature(
     validation: Predictions,
 ) -> float:  # between 0.05 and 20
     "The temperature with the least validation loss."
-    return float(np.exp(optimize.minimize_scalar(lambda log: validation.soften(np.exp(log)).per_picture()[:, 0].mean(), bounds=np.log([.05, 20]), method='bounded').x))
+    return float(np.exp(optimize.minimize_scalar(lambda log: validation.soften(np.exp(log)).per_picture()[:, 0].mean(),
+                                                 bounds=np.log([.05, 20]), method='bounded').x))
 
 # %% ../../nbs/trust/00_calibration.ipynb #eeb9ce5f
 def coverage_curve(
@@ -49,7 +51,8 @@ def coverage_curve(
     "Accuracy and coverage for every threshold that makes a difference."
     order = np.argsort(-p.confidence, kind='stable')
     kept = np.arange(1, len(p) + 1)
-    curve = pd.DataFrame({'threshold': p.confidence[order], 'coverage': kept / len(p), 'accuracy': p.right[order].cumsum() / kept})
+    curve = pd.DataFrame({'threshold': p.confidence[order], 'coverage': kept / len(p),
+                          'accuracy': p.right[order].cumsum() / kept})
     return curve.drop_duplicates('threshold', keep='last', ignore_index=True)
 
 # %% ../../nbs/trust/00_calibration.ipynb #ac243700
@@ -76,7 +79,8 @@ def calibration(
         result |= {f'{figure}_{name}': figures[figure] for figure in ('ece', 'brier', 'loss')}
     threshold = choose_threshold(validation.soften(temperature), accuracy)
     sure = np.zeros(len(test), bool) if threshold is None else softened.confidence >= threshold
-    return result | {'wanted_accuracy': accuracy, 'threshold': threshold, 'coverage': float(sure.mean()), 'accuracy_when_sure': float(test.right[sure].mean()) if sure.any() else None}
+    return result | {'wanted_accuracy': accuracy, 'threshold': threshold, 'coverage': float(sure.mean()),
+                     'accuracy_when_sure': float(test.right[sure].mean()) if sure.any() else None}
 
 # %% ../../nbs/trust/00_calibration.ipynb #33116e9b
 def plot_calibration(
@@ -88,7 +92,8 @@ def plot_calibration(
     for name, one, colour, mark in (('as trained', p, '#0072B2', 'o-'), ('softened', softened, '#D55E00', 's--')):
         if one is None: continue
         bins = reliability(one).dropna()
-        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4, label=f"{name}, ECE {bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one):.3f}")
+        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4,
+                  label=f"{name}, ECE {bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one):.3f}")
         right.plot(*coverage_curve(one)[['coverage', 'accuracy']].to_numpy().T, mark[1:], color=colour, label=name)
     left.plot([0, 1], [0, 1], color='grey', ls=':', label='perfect')
     left.set(xlabel='confidence', ylabel='accuracy', title=f'{BINS} bins of equal width', xlim=(0, 1), ylim=(0, 1))

@@ -16,7 +16,10 @@ from scipy.stats import rankdata
 from torch import nn
 
 # %% ../../nbs/trust/01_maps.ipynb #d04f7158
-from ..gradcam import _evaluating, ask, border_mass, enlarge, GradCAM, probability, scale
+from ..engine.heatmaps import border_mass, enlarge
+from ..engine.intervals import error_bars, grouped
+from ..engine.layers import evaluating
+from ..gradcam import ask, GradCAM, probability, scale
 
 # %% ../../nbs/trust/01_maps.ipynb #similar
 def correlation(a, b):
@@ -42,7 +45,7 @@ def ssim(a, b, window=3):
 # %% ../../nbs/trust/01_maps.ipynb #stages
 def _stages(model):
     "Names of the modules with weights, two levels deep, last first"
-    names = [n.rpartition('.')[0] for n,_ in model.named_parameters()]
+    names = [n.rpartition('.')[0] for n, _ in model.named_parameters()]
     return list(dict.fromkeys('.'.join(n.split('.')[:2]) for n in reversed(names)))
 
 def _randomise(module):
@@ -54,11 +57,11 @@ def _randomise(module):
 
 # %% ../../nbs/trust/01_maps.ipynb #randomisation
 def randomisation_test(
-    cam:GradCAM, # Model and layer; the model itself is not touched
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    seed:int=0, # Of the new weights
-)->pd.DataFrame: # layer, rank_correlation, ssim: means over the pictures, after randomising down to this layer
+    cam: GradCAM,  # model and layer; the model itself is not touched
+    x: torch.Tensor,  # (n, 3, h, w) normalised pictures
+    target=None,  # the question, see ask
+    seed: int = 0,  # of the new weights
+) -> pd.DataFrame:  # layer, rank_correlation, ssim: means over the pictures, after randomising down to this layer
     "How much of the maps is left when the layers lose what they learnt, from the top"
     raw, logits = cam.run(x, target)
     asked, maps, rows = ask(logits, target, cam.classes), scale(raw), []
@@ -77,14 +80,15 @@ def randomisation_test(
 def predict(self:GradCAM, x):
     "Logits (n, classes) for pictures (n, 3, h, w), without any map"
     x, autocast = self._prepare(x)
-    with torch.no_grad(), autocast, _evaluating(self.model): return self.model(x).float()
+    with torch.no_grad(), autocast, evaluating(self.model): return self.model(x).float()
 
-# %% ../../nbs/trust/01_maps.ipynb #rivals
+# %% ../../nbs/trust/01_maps.ipynb #62283057
 def _rivals(maps, seed=0):
     "The maps, and what they have to beat: a Gaussian blob in the centre, and random cells"
     n, h, w = maps.shape
     blob = torch.outer(*(torch.exp(-torch.linspace(-1, 1, k + 2)[1:-1]**2 / .5) for k in (h, w)))
-    return dict(gradcam=maps.cpu(), centre=blob.expand(n, h, w), random=torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)))
+    return dict(gradcam=maps.cpu(), centre=blob.expand(n, h, w),
+                random=torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed)))
 
 def _blurred(x):
     "Pictures without detail: twice a mean over a quarter of the side"
@@ -92,6 +96,7 @@ def _blurred(x):
     for _ in range(2): x = F.avg_pool2d(F.pad(x, [k // 2] * 4, mode='replicate'), k, 1)
     return x
 
+# %% ../../nbs/trust/01_maps.ipynb #rivals
 def _order(maps, size, seed=0):
     "Each pixel's place in the order of its map, from 0 (first) to 1; ties are broken by lot"
     big = enlarge(maps, size).flatten(1)
@@ -100,28 +105,29 @@ def _order(maps, size, seed=0):
 
 # %% ../../nbs/trust/01_maps.ipynb #deletion
 def deletion_insertion(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    steps:int=10, # From untouched to wholly blurred
-    seed:int=0, # Of the random maps
-)->pd.DataFrame: # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
+    cam: GradCAM,  # model and layer
+    x: torch.Tensor,  # (n, 3, h, w) normalised pictures
+    target=None,  # the question, see ask
+    steps: int = 10,  # from untouched to wholly blurred
+    seed: int = 0,  # of the random maps
+) -> pd.DataFrame:  # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
     "The probability of the answer while places disappear (deletion) or appear (insertion) in the order of a map"
     raw, logits = cam.run(x, target)
     asked, blurred, rows = ask(logits, target, cam.classes), _blurred(x), []
-    for name,maps in _rivals(scale(raw), seed).items():
+    for name, maps in _rivals(scale(raw), seed).items():
         order = _order(maps, x.shape[-2:], seed).to(x.device)
         for share in np.linspace(0, 1, steps + 1).tolist():
             first = (order <= share) & (share > 0)
             mixed = torch.cat([torch.where(first, blurred, x), torch.where(first, x, blurred)])
             both = probability(cam.predict(mixed), asked * 2, cam.classes).view(2, -1).tolist()
-            rows += [(i, name, test, share, p) for test,some in zip(('deletion', 'insertion'), both) for i,p in enumerate(some)]
+            rows += [(i, name, test, share, p) for test, some in zip(('deletion', 'insertion'), both)
+                     for i, p in enumerate(some)]
     return pd.DataFrame(rows, columns=['picture', 'map', 'test', 'share', 'probability'])
 
 # %% ../../nbs/trust/01_maps.ipynb #areas
 def areas(
-    curves:pd.DataFrame, # From deletion_insertion
-)->pd.DataFrame: # A row per picture, a column per map
+    curves: pd.DataFrame,  # from deletion_insertion
+) -> pd.DataFrame:  # A row per picture, a column per map
     "Area under insertion less area under deletion, -1 to 1"
     wide = curves.pivot(index=['picture', 'map', 'test'], columns='share', values='probability')
     area = pd.Series(np.trapezoid(wide, wide.columns, axis=1), wide.index).unstack('test')
@@ -129,87 +135,91 @@ def areas(
 
 # %% ../../nbs/trust/01_maps.ipynb #mean-interval
 def mean_interval(
-    values, # (n,); what is not a number is left out
-    draws:int=2000, # Of the bootstrap
-    seed:int=0, # Of the draws
-)->dict: # mean, low, high (95 %), n
-    "A mean over pictures and its bootstrap interval"
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
+    values,  # (n,); what is not a number is left out
+) -> dict:  # mean, low, high (95 %), n
+    "A mean over pictures and its bootstrap interval."
+    values = np.asarray(values, dtype=float)[:, None]
+    values = values[~np.isnan(values[:, 0])]
     if not len(values): return dict(mean=None, low=None, high=None, n=0)
-    means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-    low, high = np.quantile(means, [.025, .975])
-    return dict(mean=values.mean().item(), low=low.item(), high=high.item(), n=len(values))
+    mean, error = grouped(values, np.ones_like(values), np.arange(len(values)))
+    low, high = error_bars(mean, error)
+    return dict(mean=mean, low=low, high=high, n=len(values))
 
 # %% ../../nbs/trust/01_maps.ipynb #shift
 def shift_stability(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures
-    target=None, # The question, see ask
-    shift:int=2, # Pixels
-)->torch.Tensor: # (n,): mean correlation over four directions, 1 for perfectly stable
+    cam: GradCAM,  # model and layer
+    x: torch.Tensor,  # (n, 3, h, w) normalised pictures
+    target=None,  # the question, see ask
+    shift: int = 2,  # pixels
+) -> torch.Tensor:  # (n,): mean correlation over four directions, 1 for perfectly stable
     "How well the maps follow their pictures when these move a little"
     (raw, logits), (h, w) = cam.run(x, target), x.shape[-2:]
     asked, wide = ask(logits, target, cam.classes), F.pad(x, [shift] * 4, mode='replicate')
     def inner(maps, dx=0, dy=0):
         return enlarge(maps, (h, w))[:, shift+dy:h-shift+dy, shift+dx:w-shift+dx]
     old, moved = inner(raw), []
-    for dx,dy in ((shift, 0), (-shift, 0), (0, shift), (0, -shift)):
+    for dx, dy in ((shift, 0), (-shift, 0), (0, shift), (0, -shift)):
         new = cam(wide[..., shift-dy:shift-dy+h, shift-dx:shift-dx+w], asked, raw=True)
         moved.append(correlation(old, inner(new, dx, dy)))
     return torch.stack(moved).mean(0)
 
 # %% ../../nbs/trust/01_maps.ipynb #verdict
 def verdict(
-    found:dict, # From honesty
-)->str: # One line
+    found: dict,  # from honesty
+) -> str:  # One line
     "What the tests say about a model's maps"
     said = []
     if found['empty'] > .5: said.append('mostly empty')
-    if abs(found['randomised_rank']) >= .5: said.append('much the same with random weights: they show the picture, not the model')
-    for rival,name in (('random', 'random places'), ('centre', 'a centre blob')):
+    if abs(found['randomised_rank']) >= .5:
+        said.append('much the same with random weights: they show the picture, not the model')
+    for rival, name in (('random', 'random places'), ('centre', 'a centre blob')):
         gain = found[f'over_{rival}']
         if gain['high'] < 0: said.append(f'worse than {name}')
         elif gain['low'] <= 0: said.append(f'no better than {name}')
     if (found['shift_stability']['mean'] or 0) < .5: said.append('not stable under a small shift')
-    return '; '.join(said) or 'better than random places and a centre blob, gone with random weights, stable under a small shift'
+    return '; '.join(said) or ('better than random places and a centre blob, gone with random weights, stable under a '
+                               'small shift')
 
 # %% ../../nbs/trust/01_maps.ipynb #honesty
 def honesty(
-    cam:GradCAM, # Model and layer
-    x:torch.Tensor, # (n, 3, h, w) normalised pictures, a few dozen
-    target=None, # The question, see ask
-    seed:int=0, # Of random weights, maps and draws
-)->dict: # Figures, the two tables randomisation and curves, and verdict
+    cam: GradCAM,  # model and layer
+    x: torch.Tensor,  # (n, 3, h, w) normalised pictures, a few dozen
+    target=None,  # the question, see ask
+    seed: int = 0,  # of random weights, maps and draws
+) -> dict:  # Figures, the two tables randomisation and curves, and verdict
     "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
-    maps, table, curves = cam(x, target), randomisation_test(cam, x, target, seed), deletion_insertion(cam, x, target, seed=seed)
+    maps, table = cam(x, target), randomisation_test(cam, x, target, seed)
+    curves = deletion_insertion(cam, x, target, seed=seed)
     area, last = areas(curves), table.iloc[-1]
-    found = dict(n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]), empty=(~maps.flatten(1).any(1)).float().mean().item(),
+    found = dict(
+        n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
+        empty=(~maps.flatten(1).any(1)).float().mean().item(),
         randomised_rank=last.rank_correlation.item(), randomised_ssim=last.ssim.item(), area=area.mean().to_dict(),
-        **{f'over_{rival}': mean_interval(area.gradcam - area[rival], seed=seed) for rival in ('random', 'centre')},
-        border_mass=mean_interval(border_mass(maps), seed=seed), shift_stability=mean_interval(shift_stability(cam, x, target), seed=seed))
+        **{f'over_{rival}': mean_interval(area.gradcam - area[rival]) for rival in ('random', 'centre')},
+        border_mass=mean_interval(border_mass(maps)), shift_stability=mean_interval(shift_stability(cam, x, target)))
     return dict(found, verdict=verdict(found), randomisation=table, curves=curves)
+
+# %% ../../nbs/trust/01_maps.ipynb #curves
+def _curves(ax, test, curves):
+    means = curves[curves.test == test].groupby(['map', 'share']).probability.mean()
+    for name, style in dict(gradcam='#0072b2', centre='#e69f00', random='#777777').items():
+        ax.plot(means[name], color=style, label=name, ls='-' if name == 'gradcam' else '--')
+    ax.set(title=test, xlabel='share of the picture', ylabel='probability of the answer', ylim=(0, None))
 
 # %% ../../nbs/trust/01_maps.ipynb #honesty-figure
 def honesty_figure(
-    found:dict, # From honesty
-    title:str='', # Name of the model
+    found: dict,  # from honesty
+    title: str = '',  # name of the model
 )->Figure:
     "What is left of the maps as layers are randomised; deletion and insertion, with the rivals"
     fig, table = Figure(figsize=(9, 3.3), layout='constrained'), found['randomisation']
     axs = fig.subplots(1, 3, width_ratios=[1.2, 1, 1])
     axs[0].axhline(0, color='.8', lw=1)
-    for name,style in (('rank_correlation', 'o-'), ('ssim', 's--')): axs[0].plot(table.layer, table[name], style, ms=4, label=name.replace('_', ' '))
+    for name, style in (('rank_correlation', 'o-'), ('ssim', 's--')):
+        axs[0].plot(table.layer, table[name], style, ms=4, label=name.replace('_', ' '))
     axs[0].set(ylim=(-1.05, 1.05), title='left after randomising down to', ylabel='likeness to the trained map')
     axs[0].tick_params(axis='x', rotation=90)
-    for ax,test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, found['curves'])
+    for ax, test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, found['curves'])
     for ax in axs[:2]: ax.legend(fontsize=8)
     fig.suptitle(f'{title}: {found["verdict"]}'.removeprefix(': '), fontsize=9)
     return fig
-
-# %% ../../nbs/trust/01_maps.ipynb #curves
-def _curves(ax, test, curves):
-    means = curves[curves.test == test].groupby(['map', 'share']).probability.mean()
-    for name,style in dict(gradcam='#0072b2', centre='#e69f00', random='#777777').items():
-        ax.plot(means[name], color=style, label=name, ls='-' if name == 'gradcam' else '--')
-    ax.set(title=test, xlabel='share of the picture', ylabel='probability of the answer', ylim=(0, None))
