@@ -8,9 +8,10 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 
 import pytest
+
+from scripts import python
 
 NOBODY = 65534
 
@@ -20,7 +21,7 @@ def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):
     def limit():
         if file_bytes is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         if threads is not None: resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
-    command = [sys.executable, '-c', f'import sys; from artinsight import app; sys.argv[0] = {command[0]!r}; app.{command[0]}()', *map(str, command[1:])]
+    command = python(*command)
     if os.geteuid() == 0:
         if not shutil.which('setpriv'): pytest.skip('setpriv is needed to become another user')
         rights = '-all,+dac_read_search'

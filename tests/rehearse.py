@@ -111,18 +111,15 @@ def report(place, args):
     "The report notebook, executed on these runs."
     import nbformat
     from nbclient import NotebookClient
-    notebook = nbformat.read(ROOT/'nbs/12_report.ipynb', 4)
+    notebook = nbformat.read(ROOT/'nbs/10_report.ipynb', 4)
     os.environ['ARTINSIGHT_RUNS'] = str(place/'runs')
     NotebookClient(notebook, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(ROOT/'nbs')}}).execute()
     return {'cells': len(notebook.cells)}
 
 def called(script, *argv):
     "A console script of the package."
-    from configparser import ConfigParser
-    settings = ConfigParser(delimiters=['='])
-    settings.read(ROOT/'settings.ini', encoding='utf-8')
-    module, function = dict(line.split('=') for line in settings['DEFAULT']['console_scripts'].split())[script].split(':')
-    done = subprocess.run([sys.executable, '-c', f'import sys; from {module} import {function}; sys.argv[0] = {script!r}; {function}()', *map(str, argv)], stdout=subprocess.PIPE, text=True)
+    from scripts import python
+    done = subprocess.run(python(script, *argv), stdout=subprocess.PIPE, text=True)
     if done.returncode: sys.exit(done.returncode)
     return {'lines': done.stdout.count('\n')}
 

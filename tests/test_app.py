@@ -25,10 +25,11 @@ import pytest
 import torch
 from PIL import Image
 
-from artinsight import app
-from artinsight.use.app import MAX_BYTES, answer_upload, artinsight_app, batch_html, build_app, open_upload, own_machine, predict_uploads, serve
+from artinsight.use import app, export
+from artinsight.use.app import artinsight_app, build_app, own_machine, serve
 from artinsight.use.card import card, write_card
 from artinsight.use.export import artinsight_export, check_export, export_run, from_onnx, to_hub, to_int8, to_onnx
+from artinsight.use.page import MAX_BYTES, answer_upload, batch_html, open_upload, predict_uploads
 from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
 from artinsight.engine.pictures import BadPicture
@@ -338,7 +339,7 @@ def test_the_hub_folder_runs_as_a_space(run, pictures, tmp_path):
 def test_a_notebook_cell_shows_the_page(runs):
     nbclient, nbformat = (pytest.importorskip(name, reason='needs Jupyter') for name in ('nbclient', 'nbformat'))
     pytest.importorskip('gradio', reason='the page needs gradio')
-    cells = [f'import httpx\nfrom artinsight.app import load_run, serve\npage = serve(load_run({str(runs/"simple_cnn")!r}))', 'print(httpx.get(page.local_url).status_code)\npage.close()']
+    cells = [f'import httpx\nfrom artinsight.use.app import load_run, serve\npage = serve(load_run({str(runs/"simple_cnn")!r}))', 'print(httpx.get(page.local_url).status_code)\npage.close()']
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
     assert any('<iframe src="http://127.0.0.1' in output.get('data', {}).get('text/html', '') for output in notebook.cells[0].outputs)
@@ -441,7 +442,7 @@ def test_8_bits_that_lose_a_point_or_cannot_be_judged_are_left_out(copied, sampl
     def worse(file):
         exact = from_onnx(file)
         return exact if file.name == 'model.onnx' else lambda pictures: exact(pictures)[:, ::-1]
-    monkeypatch.setattr(app, 'from_onnx', worse)
+    monkeypatch.setattr(export, 'from_onnx', worse)
     told = to_int8(copied, copied.path, index(sample))
     assert told['lost'] >= .01 and not told['kept'] and not (copied.path/'model-int8.onnx').exists()
 

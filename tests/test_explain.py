@@ -1,23 +1,19 @@
 "What users find in their folders after `artinsight_explain` and `artinsight_predict`: their own files as they were, whatever these are called."
-import io
 import json
 import os
 import shutil
-import sys
 import threading
 import unicodedata
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from artinsight import app
-from artinsight.use.app import answer_upload
-from artinsight.use.predict import explain_files, in_batches, list_images, load_run
+from artinsight.use.explain import explain_files
+from artinsight.use.page import answer_upload
+from artinsight.use.predict import in_batches, list_images, load_run
 from machine import scarce, theirs
+from scripts import call
 
 
 @pytest.fixture(scope='module')
@@ -31,13 +27,6 @@ def painting(path, seed=0):
     return path.read_bytes()
 
 
-def call(script, *words):
-    "A console script in this process, which saves its imports: its exit code and what it wrote."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with patch.object(sys, 'argv', [script, *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try: getattr(app, script)()
-        except SystemExit as end: code = end.code or 0
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def names(folder): return sorted(path.name for path in folder.iterdir())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from artinsight import app
+from artinsight.use import export
 from artinsight.use.export import Pixels, artinsight_export, export_run, to_hub, to_torch
 from artinsight.use.predict import MADE_BY, load_run
 from artinsight.data import index
@@ -55,7 +55,7 @@ def test_a_folder_of_somebody_else_is_refused_as_a_hub_folder(run, tmp_path, fil
 def test_a_hub_folder_is_never_half_of_two_runs(run, tmp_path, monkeypatch):
     to_hub(run, tmp_path/'hub')
     before = content(tmp_path/'hub')
-    monkeypatch.setattr(app, 'HUB_APP', 'another')
+    monkeypatch.setattr(export, 'HUB_APP', 'another')
     write, written = type(tmp_path).write_bytes, []
     def full(path, data):
         written.append(path)
@@ -91,8 +91,8 @@ def test_what_is_not_known_is_not_pinned_and_said(runs, run, tmp_path, monkeypat
     def version(name):
         if name == 'gradio': raise metadata.PackageNotFoundError(name)
         return '0'
-    monkeypatch.setattr(app.metadata, 'version', version)
-    monkeypatch.setattr(app, 'git_commit', lambda: None)
+    monkeypatch.setattr(export.metadata, 'version', version)
+    monkeypatch.setattr(export, 'git_commit', lambda: None)
     record = json.loads((runs/'simple_cnn/record.json').read_text())
     copy = shutil.copytree(runs/'simple_cnn', tmp_path/'run')
     (copy/'record.json').write_text(json.dumps({**record, 'git': None}))

@@ -1,23 +1,21 @@
 "`artinsight_predict` and `artinsight_explain` as a user meets them: good input, odd input, no input."
-import io
 import json
 import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from artinsight import app
-from artinsight.use.predict import explain_files, load_run, read_some, soften
 from artinsight.data import CLASSES
 from artinsight.gradcam import GradCAM
 from artinsight.engine.augment import normalise
+from artinsight.engine.inference import soften
 from artinsight.study import load_model
+from artinsight.use import explain
+from artinsight.use.explain import explain_files
+from artinsight.use.predict import load_run, read_some
+from scripts import call
 
 
 @pytest.fixture(scope='module')
@@ -32,13 +30,6 @@ def run(folder): return load_run(folder)
 def pictures(sample): return sorted((sample/'test').glob('*/*.jpg'))
 
 
-def call(script, *words):
-    "A console script in this process, which saves its imports: its exit code and what it wrote."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with patch.object(sys, 'argv', [script, *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try: getattr(app, script)()
-        except SystemExit as end: code = end.code or 0
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def painting(width=90, height=60): return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)).resize((width * 3, height * 3))
@@ -215,7 +206,7 @@ def test_explanations_of_odd_files_are_those_of_the_picture_itself(run, odd, tmp
 
 def test_two_thousand_files_with_bad_ones_among_them(run, pictures, tmp_path, monkeypatch):
     "Everything but the painting, which takes most of the time"
-    monkeypatch.setattr(app, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
+    monkeypatch.setattr(explain, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
     (tmp_path/'text.jpg').write_text('hello')
     many = [tmp_path/'text.jpg' if i % 500 == 250 else tmp_path/f'missing{i}.jpg' if i % 500 == 0 else pictures[i % len(pictures)] for i in range(2000)]
     frame = explain_files(run, many, tmp_path/'out')
