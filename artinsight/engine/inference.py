@@ -38,18 +38,14 @@ def fold_batchnorm(
 # %% ../../nbs/engine/12_inference.ipynb #c9db9e16
 class Dense(nn.Linear):
     "A convolution over maps of one known size, as a matrix."
-    def __init__(self,
-        conv: nn.Conv2d,  # padded with zeros, if at all
-        before,  # shape of a map that enters: channels, height, width
-        after,  # and of one that leaves
-    ):
+    def __init__(self, conv: nn.Conv2d, before, after):  # shapes of a map that enters and of one that leaves
         super().__init__(math.prod(before), math.prod(after))
-        self.after, steps = tuple(after), (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.after, unbiased = tuple(after), deepcopy(conv)
+        unbiased.bias = None
         alone = torch.eye(self.in_features).view(-1, *before)  # one cell of one channel each
-        bias = torch.zeros(after[0]) if conv.bias is None else conv.bias
         with torch.no_grad():
-            self.weight.copy_(nn.functional.conv2d(alone, conv.weight, None, *steps).flatten(1).T)
-            self.bias.copy_(bias.repeat_interleave(math.prod(after[1:])))
+            self.weight.copy_(unbiased(alone).flatten(1).T)
+            self.bias.copy_(conv(torch.zeros(1, *before)).flatten())
 
     def forward(self, maps): return super().forward(maps.flatten(1)).unflatten(1, self.after)
 

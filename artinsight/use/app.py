@@ -43,8 +43,8 @@ def own_machine(
     share: bool = False,  # whether other machines are asked, too
 ):
     "Leave proxies aside: Gradio asks its own page if it is there, and can't be imported beside some kinds of proxy."
-    before, known = {name: os.environ.get(name) for name in ('NO_PROXY', 'no_proxy')}, getproxies_environment().get('no')
-    local = ','.join(filter(None, [known, 'localhost', '127.0.0.1']))
+    before = {name: os.environ.get(name) for name in ('NO_PROXY', 'no_proxy')}
+    local = ','.join(filter(None, [getproxies_environment().get('no'), 'localhost', '127.0.0.1']))
     os.environ.update(dict.fromkeys(before, local if share else '*'))
     try: yield
     finally:
@@ -61,22 +61,27 @@ def _questions(gr):
     opacity.change(None, opacity, None, js=_FADE)
     return target, opacity, heat
 
+# %% ../../nbs/use/04_app.ipynb #ea01cc21
+def _picture(gr, examples: list):
+    "What takes the visitor's picture."
+    image = gr.Image(type='filepath', image_mode=None, sources=['upload', 'clipboard', 'webcam'],
+                     label='Your picture', elem_id='picture', height=340)
+    image.preprocess = lambda upload: upload.path if upload else None  # `open_upload` is the first to decode it
+    gr.Examples(examples, image, label='Or try one of these')
+    return image
+
 # %% ../../nbs/use/04_app.ipynb #app-102
 def _one_picture(gr, run: Run, near, examples: list):
     "The tab for one picture: `near` are `Neighbours` or None, `examples` files."
     with gr.Row():
-        with gr.Column():
-            image = gr.Image(type='filepath', image_mode=None, sources=['upload', 'clipboard', 'webcam'],
-                             label='Your picture', elem_id='picture', height=340)
-            image.preprocess = lambda upload: upload.path if upload else None  # `open_upload` is the first to decode it
-            gr.Examples(examples, image, label='Or try one of these')
+        with gr.Column(): image = _picture(gr, examples)
         with gr.Column(): verdict = gr.HTML(HINT)
     with gr.Row():
         with gr.Column(): target, opacity, heat = _questions(gr)
         with gr.Column(): alike = gr.HTML()
-    row = gr.JSON(visible=False)
     gr.on([image.change, target.change], partial(answer_upload, run, near), [image, target, opacity],
-          [verdict, heat, alike, row], api_name='ask', show_progress='minimal', trigger_mode='always_last')
+          [verdict, heat, alike, gr.JSON(visible=False)], api_name='ask',
+          show_progress='minimal', trigger_mode='always_last')
 
 # %% ../../nbs/use/04_app.ipynb #ad053544
 def _many(gr, run: Run):

@@ -61,7 +61,7 @@ def _audit_text(
     try: findings = limits(loads(file.read_text(encoding='utf-8')))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f'Its audit.json cannot be read: {command} writes it anew.'
-    return '\n'.join(["An audit of this run found that it can't be trusted with", '', *(f'- {item}' for item in findings)])
+    return '\n- '.join(["An audit of this run found that it can't be trusted with\n", *findings])
 
 # %% ../../nbs/use/01_card.ipynb #app-054
 def _recipe_table(
@@ -74,7 +74,8 @@ def _recipe_table(
             'frozen': ', '.join(recipe['frozen']) or 'nothing',
             'augmentation': ', '.join(recipe['augment']) or 'none', 'optimiser': sgd,
             'epochs': f"at most {recipe['epochs']}, patience {recipe['patience']}",
-            'validation': f"split by {recipe['split_by']}", 'trained on': f"{device}, {record.get('seconds', 0):,.0f} s"}
+            'validation': f"split by {recipe['split_by']}",
+            'trained on': f"{device}, {record.get('seconds', 0):,.0f} s"}
     return '\n'.join(['| recipe | |', '|---|---|', *(f'| {name} | {value} |' for name, value in rows.items())])
 
 # %% ../../nbs/use/01_card.ipynb #3511ff45
@@ -98,7 +99,8 @@ _LICENCE = """Code and weights: Apache-2.0. The training pictures keep their own
 def _card_text(run: Run) -> str:
     "What `card` says, or an error that it explains."
     record, alert, grouped = run.record, warning(run.record), run.record['experiment']['split_by'] == 'group'
-    counts = ', '.join(f'{sum(kinds.values()):,} for {part}' for part, kinds in record['data'].get('counts', {}).items())
+    by_part = record['data'].get('counts', {})
+    counts = ', '.join(f'{sum(kinds.values()):,} for {part}' for part, kinds in by_part.items())
     split = 'No artist, and no batch of AI pictures, stands on both sides of the validation split.' if grouped else ''
     parts = {'How well it does': f"{_figures_table(record['test'])}\n\n{_confidence(run.calibration)}",
              'Data': f"{record['data']['name']}: {counts}. {split}", 'Recipe': _recipe_table(record), 'Use': _USE,
@@ -117,6 +119,7 @@ def card(
         why = f'({type(error).__name__}: {error}): train the run again'
         raise ValueError(f'{run.path / "record.json"} lacks what a model card tells {why}') from error
 
+# %% ../../nbs/use/01_card.ipynb #2c88758e
 def write_card(
     run: Run,
     folder=None,  # where to; None: the run's own

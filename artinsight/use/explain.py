@@ -65,6 +65,7 @@ def _write_explanation(out: Path, name: str, path, picture, answer: dict):
     with atomic_write(out / f'{name}.json') as unfinished:
         unfinished.write_text(dumps({'comment': mark, 'path': str(path), **answer}, indent=1))
 
+# %% ../../nbs/use/05_explain.ipynb #bc50a86d
 def _explain_some(run: Run, out: Path, target, layer, named: list) -> list:
     "Explain one batch of (path, name); see `explain_files`."
     pictures, problems = read_some([path for path, _ in named], SQUASH)

@@ -106,11 +106,8 @@ def from_torch(path):
     return probs
 
 # %% ../../nbs/use/02_export.ipynb #app-064
-def _speed(
-    answer,  # from pictures to probabilities
-    pictures: torch.Tensor,  # uint8 (n, 3, size, size)
-) -> float:  # pictures a second, the best of six
-    "How fast a model answers."
+def _speed(answer, pictures) -> float:
+    "Pictures a second, the best of six."
     return len(pictures) / min(repeat(lambda: answer(pictures), number=1, repeat=6))
 
 # %% ../../nbs/use/02_export.ipynb #app-065
@@ -262,17 +259,13 @@ def to_hub(
 EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to_torch, from_torch)}
 
 # %% ../../nbs/use/02_export.ipynb #app-067a
-def _compare(run: Run, file: Path, read, frame: pd.DataFrame) -> dict:
-    "What `check_export` finds on 200 test pictures, and what was compared."
+def _compare(run: Run, to: str, file: Path, frame: pd.DataFrame) -> dict:
+    "What `check_export` finds on 200 test pictures; ValueError, and the export goes, where it answers differently."
     some = frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200]
     pictures, _ = read_rows(run, frame, some)
-    facts = {'file': file.name, 'bytes': file.stat().st_size, 'compared_on': frame.attrs['name']}
-    return {**facts, **check_export(run, read(file), pictures)}
-
-# %% ../../nbs/use/02_export.ipynb #d57e7b8f
-def _same_answers(to: str, file: Path, result: dict):
-    "ValueError, and the export goes, where it answers differently."
-    if result['same_top_class'] == 1 and result['largest_difference'] <= 1e-3: return
+    facts = {'comment': MADE_BY, 'file': file.name, 'bytes': file.stat().st_size, 'compared_on': frame.attrs['name']}
+    result = {**facts, **check_export(run, EXPORTS[to][2](file), pictures)}
+    if result['same_top_class'] == 1 and result['largest_difference'] <= 1e-3: return result
     file.unlink()
     raise ValueError(f"the {to} export answers differently (by {result['largest_difference']:.2g}): nothing was kept")
 
@@ -285,12 +278,11 @@ def export_run(
 ) -> dict:  # what was found, as in export-onnx.json
     "Write an export, its record and the model card; ValueError where its answers are not the run's."
     if to not in EXPORTS: raise ValueError(f"--to is {', '.join(EXPORTS)} or hub, not {to!r}")
-    (name, write, read), out, log = EXPORTS[to], out_folder(out or run.path), f'export-{to}.json'
+    (name, write, _), out, log = EXPORTS[to], out_folder(out or run.path), f'export-{to}.json'
     for file in (name, log, *(['model-int8.onnx'] if to == 'onnx' else [])): claim(out / file)
     write_card(run, out)
     write(run, out / name)
-    result = {'comment': MADE_BY, **_compare(run, out / name, read, frame)}
-    _same_answers(to, out / name, result)
+    result = _compare(run, to, out / name, frame)
     if to == 'onnx': result['int8'] = to_int8(run, out, frame)
     with atomic_write(out / log) as unfinished: unfinished.write_text(dumps(result, indent=1))
     return result

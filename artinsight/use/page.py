@@ -136,6 +136,12 @@ def features(self: Run,
     finally: handle.remove()
     return nn.functional.normalize(kept[0].flatten(1), dim=1).cpu().numpy()
 
+# %% ../../nbs/use/03_page.ipynb #82f93c3a
+def _title(run: Run, frame: pd.DataFrame) -> str:
+    "Over neighbours from an index: whose pictures they are."
+    if fingerprint(frame) == run.record['data'].get('index_sha256'): return 'Training pictures that it finds most alike'
+    return f"Pictures of {frame.attrs['name']} that it finds most alike (it was not trained on them)"
+
 # %% ../../nbs/use/03_page.ipynb #app-087
 class Neighbours:
     "Up to 2,000 training pictures, and which of them a run finds most like another."
@@ -145,10 +151,7 @@ class Neighbours:
         per_style: int = 100,  # training pictures per style and origin
     ):
         whole = index(data)
-        name, trained_on = whole.attrs['name'], fingerprint(whole) == run.record['data'].get('index_sha256')
-        self.title = ('Training pictures that it finds most alike' if trained_on else
-                      f'Pictures of {name} that it finds most alike (it was not trained on them)')
-        frame = choose(whole, per_style)
+        self.title, frame = _title(run, whole), choose(whole, per_style)
         pixels, problems = read_rows(run, frame, frame.path)
         good = frame[np.array(problems) == '']
         self.files, self.classes = [f"{frame.attrs['root']}/{path}" for path in good.path], list(good['class'])
@@ -180,9 +183,10 @@ def nearest_html(
     figures = ''.join(_thumbnail(*pair) for pair in pairs)
     return f'<div class="art"><p><b>{html.escape(title)}</b></p><div class="near">{figures}</div></div>'
 
-# %% ../../nbs/use/03_page.ipynb #app-099
+# %% ../../nbs/use/03_page.ipynb #b0e910f8
 HINT = '<div class="art"><p>Choose a picture, paste one, or take a photo.</p></div>'
 
+# %% ../../nbs/use/03_page.ipynb #app-099
 def answer_upload(
     run: Run,
     near,  # Neighbours, or None
@@ -258,7 +262,8 @@ def batch_html(
     files: list,  # uploaded
 ) -> str:
     "A CSV file to download with one row a file, a contact sheet, and what could not be read."
-    if len(files) > MAX_FILES: return problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
+    if len(files) > MAX_FILES:
+        return problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
     rows, thumbs = predict_uploads(run, files)
     bad = [f"<li>{html.escape(row['path'])}: {html.escape(row['problem'])}</li>" for row in rows if row['problem']]
     unsure, read = sum(bool(row.get('unsure')) for row in rows), len(rows) - len(bad)

@@ -61,8 +61,7 @@ class Run:
         self.model = soften(for_answers(model, self.size), self.calibration['temperature']).to(self.device).eval()
 
     def __repr__(self):
-        name, data = self.record['experiment']['name'], self.record['data']['name']
-        return f'Run {name} at {self.size} px, trained on {data}'
+        return 'Run {experiment[name]} at {} px, trained on {data[name]}'.format(self.size, **self.record)
 
 # %% ../../nbs/use/00_predict.ipynb #app-013
 def load_run(
@@ -297,5 +296,6 @@ def explain(self: Run,
     layer: str | None = None,  # of the model; None: the last with at least 4x4 cells
 ) -> list:  # a dict a picture, as gradcam.explain gives it, and unsure
     "Where the model finds its evidence; ValueError for an unknown target, or a layer without a map."
-    answers, threshold = explain_pixels(self.model, pixels.to(self.device), target, layer), self.calibration['threshold']
+    answers = explain_pixels(self.model, pixels.to(self.device), target, layer)
+    threshold = self.calibration['threshold']
     return [{**answer, 'unsure': threshold is None or answer['probability'] < threshold} for answer in answers]
