@@ -38,7 +38,8 @@ def test_a_hub_folder_is_written_again_and_keeps_what_its_owner_added(copied, tm
     (hub/'README.md').write_text('from an older run')
     (copied.path/'audit.json').unlink()
     to_hub(copied, hub)
-    assert (hub/'.git/HEAD').exists() and (hub/'notes.txt').read_text() == 'mine' and 'license' in (hub/'README.md').read_text()
+    assert (hub/'.git/HEAD').exists() and (hub/'notes.txt').read_text() == 'mine'
+    assert 'license' in (hub/'README.md').read_text()
     assert not (hub/'audit.json').exists(), 'the audit of another run'
     assert load_run(hub).calibration == copied.calibration
 
@@ -72,11 +73,14 @@ def test_a_hub_folder_pins_what_it_was_written_with(run, tmp_path):
     from packaging.requirements import Requirement
     pins = to_hub(run, tmp_path/'hub')
     told = hub.SpaceCard((tmp_path/'hub/README.md').read_text()).data
-    assert told.sdk == 'gradio' and told.sdk_version == metadata.version('gradio') and told.app_file == 'app.py' and told.license == 'apache-2.0'
-    assert told.python_version == f'{sys.version_info[0]}.{sys.version_info[1]}' and isinstance(told.sdk_version, str), 'no number: 3.10 is not 3.1'
+    assert told.sdk == 'gradio' and told.sdk_version == metadata.version('gradio') and told.app_file == 'app.py'
+    assert told.license == 'apache-2.0'
+    assert told.python_version == f'{sys.version_info[0]}.{sys.version_info[1]}'
+    assert isinstance(told.sdk_version, str), 'no number: 3.10 is not 3.1'
     artinsight, gradio = map(Requirement, (tmp_path/'hub/requirements.txt').read_text().splitlines())
     assert str(gradio) == f"gradio=={metadata.version('gradio')}"
-    assert artinsight.extras == {'app'} and re.fullmatch(r'git\+https://\S+@[0-9a-f]{7,40}', artinsight.url) and artinsight.url.endswith(pins['artinsight'])
+    assert artinsight.extras == {'app'} and artinsight.url.endswith(pins['artinsight'])
+    assert re.fullmatch(r'git\+https://\S+@[0-9a-f]{7,40}', artinsight.url)
 
 
 def test_a_name_with_a_colon_is_still_a_title(run, tmp_path, monkeypatch):
@@ -98,8 +102,10 @@ def test_what_is_not_known_is_not_pinned_and_said(runs, run, tmp_path, monkeypat
     (copy/'record.json').write_text(json.dumps({**record, 'git': None}))
     artinsight_export(str(copy), to='hub', out=str(tmp_path/'hub'))
     said = capsys.readouterr()
-    assert said.out == f"{tmp_path/'hub'}\n" and 'which gradio to pin' in said.err and 'which artinsight to pin' in said.err
-    assert (tmp_path/'hub/requirements.txt').read_text().count('@') == 1 and 'sdk_version' not in (tmp_path/'hub/README.md').read_text()
+    assert said.out == f"{tmp_path/'hub'}\n"
+    assert 'which gradio to pin' in said.err and 'which artinsight to pin' in said.err
+    assert (tmp_path/'hub/requirements.txt').read_text().count('@') == 1
+    assert 'sdk_version' not in (tmp_path/'hub/README.md').read_text()
     artinsight_export(str(copy), to='hub')
     (copy/'record.json').write_text(json.dumps({**record, 'git': 'abc1234+'}))
     assert to_hub(load_run(copy), tmp_path/'hub')['artinsight'] == 'abc1234', 'the commit that the run was trained with'
@@ -118,7 +124,10 @@ def test_an_export_leaves_the_run_where_it_is(run, tmp_path, monkeypatch):
     assert torch.equal(next(graph.parameters()), next(run.model.parameters()))
 
 
-@pytest.mark.parametrize('to, name', [('torch', 'model.pt2'), ('onnx', 'model-int8.onnx'), ('torch', 'export-torch.json'), ('torch', 'model_card.md')])
+OURS = [('torch', 'model.pt2'), ('onnx', 'model-int8.onnx'), ('torch', 'export-torch.json'), ('torch', 'model_card.md')]
+
+
+@pytest.mark.parametrize('to, name', OURS)
 def test_an_export_replaces_nothing_of_others(run, sample, tmp_path, to, name):
     (tmp_path/name).write_text('mine')
     with pytest.raises(FileExistsError, match='move it away'): export_run(run, to, index(sample), tmp_path)
@@ -136,12 +145,13 @@ def test_an_export_replaces_its_own_and_not_through_a_link(run, sample, tmp_path
 
 
 def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample, tmp_path):
-    "The run belongs to somebody else, who let nobody write; the caches of matplotlib, Hugging Face and ours have no place"
+    "The run is somebody else's, who let nobody write; the caches of matplotlib, Hugging Face and ours have no place"
     for path in (copied.path, *copied.path.iterdir()): path.chmod(0o555)
     (out := tmp_path/'out').mkdir()
     theirs(out)
     done = scarce('artinsight_export', copied.path, '--to', 'torch', '--data', sample, '--out', out/'new')
-    assert done.returncode == 0 and sorted(content(out/'new')) == ['export-torch.json', 'model.pt2', 'model_card.md'], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert sorted(content(out/'new')) == ['export-torch.json', 'model.pt2', 'model_card.md']
     done = scarce('artinsight_export', copied.path, '--to', 'torch', '--data', sample)
     assert 'ermission denied' in one_line(done, 'artinsight_export')
 
@@ -150,7 +160,9 @@ def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample
 def test_an_export_onto_a_full_disk(runs, sample, tmp_path, to):
     "No file may grow beyond 20,000 bytes: write() fails as it does on a full disk, with another number"
     if to == 'onnx':
-        for module in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(module, reason='ONNX needs the extra export')
-    done = scarce('artinsight_export', runs/'simple_cnn', '--to', to, '--data', sample, '--out', theirs(tmp_path), file_bytes=20_000)
+        for module in ('onnx', 'onnxruntime', 'onnxscript'):
+            pytest.importorskip(module, reason='ONNX needs the extra export')
+    words = runs/'simple_cnn', '--to', to, '--data', sample, '--out', theirs(tmp_path)
+    done = scarce('artinsight_export', *words, file_bytes=20_000)
     one_line(done, 'artinsight_export')
     assert not [name for name in os.listdir(tmp_path) if name.startswith('model.') or name.endswith('.part')]

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..engine.files import atomic_write
 from ..data import CLASSES
 from ..trust.audit import limits
-from .predict import ACCURACY, claim, MADE_BY, Run
+from .predict import ACCURACY, claim_file, MADE_BY, Run
 
 # %% ../../nbs/use/01_card.ipynb #app-051
 _FIGURES = {
@@ -126,6 +126,6 @@ def write_card(
 ) -> Path:
     "Write the card as `model_card.md`; FileExistsError where somebody else's stands."
     file = Path(folder or run.path) / 'model_card.md'
-    claim(file)
+    claim_file(file)
     with atomic_write(file) as unfinished: unfinished.write_text(card(run), encoding='utf-8')
     return file

@@ -30,7 +30,7 @@ from ..data import CLASSES, fingerprint, index
 from ..sample import painted_sample
 from ..training import load_predictions
 from .predict import (
-    claim, holds_mark, in_batches, load_run, MADE_BY, NOT_OURS, out_folder, read_some, Run)
+    claim_file, holds_mark, in_batches, load_run, MADE_BY, NOT_OURS, out_folder, read_some, Run)
 from .card import card, write_card
 
 # %% ../../nbs/use/02_export.ipynb #app-058
@@ -279,7 +279,7 @@ def export_run(
     "Write an export, its record and the model card; ValueError where its answers are not the run's."
     if to not in EXPORTS: raise ValueError(f"--to is {', '.join(EXPORTS)} or hub, not {to!r}")
     (name, write, _), out, log = EXPORTS[to], out_folder(out or run.path), f'export-{to}.json'
-    for file in (name, log, *(['model-int8.onnx'] if to == 'onnx' else [])): claim(out / file)
+    for file in (name, log, *(['model-int8.onnx'] if to == 'onnx' else [])): claim_file(out / file)
     write_card(run, out)
     write(run, out / name)
     result = _compare(run, to, out / name, frame)
