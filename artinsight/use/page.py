@@ -22,7 +22,7 @@ from torch import nn
 from ..engine.pictures import BadPicture, FORMATS, open_picture, PICTURE_ERRORS
 from ..data import choose, CLASSES, fingerprint, index, ORIGINS, STYLES
 from ..gradcam import overlay
-from .predict import as_batch, COLUMNS, holds_mark, in_batches, EXPLAINED, Run, verdicts, words
+from .predict import as_batch, COLUMNS, holds_mark, in_batches, EXPLANATION, Run, verdicts, words
 from .export import read_rows
 
 # %% ../../nbs/use/03_page.ipynb #app-074
@@ -41,7 +41,7 @@ def open_upload(
     scans = path.read_bytes().count(b'\xff\xda') if kind in ('JPEG', 'MPO') else 1
     if scans * pixels > MAX_WORK and scans > 20: raise BadPicture(path, f'a JPEG in {scans} scans')
     picture = open_picture(path)
-    if holds_mark(path): raise BadPicture(path, EXPLAINED)
+    if holds_mark(path): raise BadPicture(path, EXPLANATION)
     return Image.fromarray(np.asarray(picture))
 
 # %% ../../nbs/use/03_page.ipynb #8e5750e3
