@@ -1,11 +1,12 @@
 "What `artinsight_export` leaves, and leaves alone: other people's folders and files, the run itself, pins."
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 import pytest
 import torch
@@ -81,6 +82,13 @@ def test_a_hub_folder_pins_what_it_was_written_with(run, tmp_path):
     assert str(gradio) == f"gradio=={metadata.version('gradio')}"
     assert artinsight.extras == {'app'} and artinsight.url.endswith(pins['artinsight'])
     assert re.fullmatch(r'git\+https://\S+@[0-9a-f]{7,40}', artinsight.url)
+
+
+def test_the_program_of_a_hub_folder_imports_what_is_here():
+    used = [node for node in ast.walk(ast.parse(export.HUB_APP)) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module: node.names for node in used if node.module.startswith('artinsight')}
+    for module, names in ours.items(): assert all(hasattr(import_module(module), name.name) for name in names), module
+    assert ours
 
 
 def test_a_name_with_a_colon_is_still_a_title(run, tmp_path, monkeypatch):
