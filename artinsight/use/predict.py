@@ -197,13 +197,8 @@ def in_batches(
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/use/00_predict.ipynb #app-026
-def _verdict(
-    probs: np.ndarray,  # calibrated (20,)
-    threshold: float | None,  # see verdicts
-) -> dict:
-    "What the probabilities of one picture say."
-    by_origin = probs.reshape(len(ORIGINS), len(STYLES))
-    styles, ai, best = by_origin.sum(0), by_origin[0].sum(), probs.argmax()
+def _verdict(probs, styles, ai, best, threshold) -> dict:
+    "What the probabilities of one picture say: its 20, those of the styles, that of AI, and the likeliest class."
     return {'class': CLASSES[best], 'probability': float(probs[best]), 'style': STYLES[styles.argmax()],
             'origin': ORIGINS[int(ai < .5)], 'AI': float(ai),
             'unsure': threshold is None or bool(probs[best] < threshold),
@@ -214,7 +209,9 @@ def verdicts(
     threshold: float | None = None,  # probability of the class under which an answer is unsure; None: always
 ) -> list:  # a dict a picture
     "What the probabilities say, in the words of a table."
-    return [_verdict(row, threshold) for row in probs]
+    joint = probs.reshape(len(probs), len(ORIGINS), len(STYLES))
+    rows = zip(probs, joint.sum(1), joint.sum(2)[:, 0], probs.argmax(1))
+    return [_verdict(*row, threshold) for row in rows]
 
 # %% ../../nbs/use/00_predict.ipynb #app-027
 COLUMNS = ['path', 'class', 'probability', 'style', 'origin', 'AI', 'unsure', 'styles', 'problem']
