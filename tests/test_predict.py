@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from artinsight.data import CLASSES
-from artinsight.gradcam import GradCAM
+from artinsight.gradcam import GradCAM, layers
 from artinsight.engine.augment import normalise
 from artinsight.engine.inference import soften
 from artinsight.study import load_model
@@ -149,6 +149,8 @@ def test_the_leaner_model_answers_and_looks_as_the_trained_one(runs, pictures, n
     same = (let_through(trained, layer, normalise(pixels)) == let_through(run.model, layer, normalise(pixels))).all(1)
     assert same.float().mean() >= .9
     assert (maps - leaner)[same].abs().max() < 1e-5
+    sizes = ['layer', 'layout', 'channels', 'height', 'width']
+    assert layers(run.model, run.size)[sizes].equals(layers(trained, run.size)[sizes])
     if name != 'simple_cnn':
         assert not [layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
 
