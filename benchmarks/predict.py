@@ -20,8 +20,9 @@ from artinsight.sample import painted_sample
 
 def processor():
     "The processor's name."
-    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo')
-             if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else []
+    if not os.path.exists('/proc/cpuinfo'): return platform.processor()
+    with open('/proc/cpuinfo') as lines:
+        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor()
 
 
@@ -51,8 +52,8 @@ def one_run(folder, files, rounds):
         to_onnx(run, Path(place)/'model.onnx')
         exported = check_export(run, from_onnx(Path(place)/'model.onnx'), pictures)
     alone, whole = (statistics.median(figures) for figures in zip(*pairs))
-    return {'run': run.record['experiment']['name'], 'size': run.size, 'decode_images_per_second': alone,
-            'predict_images_per_second': whole,
+    return {'run': run.record['experiment']['name'], 'size': run.size,
+            'decode_images_per_second': alone, 'predict_images_per_second': whole,
             'ratio': statistics.median(b / a for a, b in pairs), 'ratios': [b / a for a, b in pairs], 'onnx': exported}
 
 
@@ -67,15 +68,15 @@ if __name__ == '__main__':
     frame = index(asked.data or painted_sample())
     paths = [f"{frame.attrs['root']}/{path}" for path in frame.path.sample(frac=1, random_state=0)]
     files = [paths[i % len(paths)] for i in range(asked.pictures)]
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-                         cwd=Path(__file__).parent).stdout.strip()
-    result = {'date': datetime.date.today().isoformat(),
-        'command': ' '.join(['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]), 'git': git,
+    here, git = Path(__file__).parent, ['git', 'rev-parse', '--short', 'HEAD']
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=here).stdout.strip()
+    command = ['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]
+    result = {'date': datetime.date.today().isoformat(), 'command': ' '.join(command), 'git': commit,
               'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
               'load_before': os.getloadavg()[0],
               'data': frame.attrs['name'], 'pictures': len(files),
               'versions': {name: version(name) for name in ('torch', 'pillow', 'onnxruntime')},
               'runs': [one_run(run, files, asked.rounds) for run in asked.runs]}
-    with atomic_write(Path(asked.out)/f"{result['date']}-predict-cpu.json") as unfinished:
-        unfinished.write_text(json.dumps(result, indent=1))
+    file = Path(asked.out)/f"{result['date']}-predict-cpu.json"
+    with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1))
     json.dump(result, sys.stdout, indent=1)
