@@ -1,12 +1,13 @@
 """The package's quick tests: development set and newest on Python 3.10 to 3.13, the lowest allowed on 3.10.
 
-    python tests/versions.py [--python 3.12 ...] [--set development|newest|lowest ...] [TEST...]
+    python tools/versions.py [--python 3.12 ...] [--set development|newest|lowest ...] [TEST...]
 
-Each pair gets an environment of its own (in the temporary folder, with uv; kept for the next time), artinsight installed into
-it from a copy of this checkout, and runs the tests named in TESTS (not those of notebooks and pages, which want nbdev, nor those that compare Grad-CAM with its peers).
-Prints a table, keeps it in benchmarks/results/DATE-versions.json (where what an earlier call on that day found stays); exits 1 if one failed.
+Each pair gets an environment of its own (in the temporary folder, with uv; kept for the next time), artinsight
+installed into it from a copy of this checkout, and runs the tests named in TESTS (not those of notebooks and pages,
+which want nbdev, nor those that compare Grad-CAM with its peers). Prints a table, keeps it in
+benchmarks/results/DATE-versions.json (where what an earlier call on that day found stays); exits 1 if one failed.
 """
-import argparse, datetime, json, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, re, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from colab import REPO, copy_of_checkout, interpreter, uv_program
 
 HOME = Path(tempfile.gettempdir())/'artinsight-versions'
 PYTHONS, SETS = ('3.10', '3.11', '3.12', '3.13'), ('development', 'newest', 'lowest')
-TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study', 'predict', 'app', 'audit', 'gradcam_honesty', 'device')]
+TESTS = [f'test_{name}.py' for name in ('data_names', 'download', 'faults', 'fuzz', 'kill', 'scale', 'study',
+                                        'predict', 'app', 'audit', 'gradcam_honesty', 'device')]
 NOT_LOWEST = ['test_device.py']     # its fake CUDA tensors ask the real driver in torch 2.6
 TOOLS = ['pytest>=8', 'hypothesis>=6.100', 'pip>=24', 'requests>=2.31']     # lower bounds, for the lowest set
 NEWEST = ['fastai>=2.8.7', 'fastcore>=2', 'pandas>=3', 'torch', 'torchvision']     # pandas 3 wants Python 3.11
 SHOWN = ('torch', 'fastai', 'fastcore', 'pandas', 'numpy')
 LOOK = f"import json, importlib.metadata as m; print(json.dumps({{name: m.version(name) for name in {SHOWN}}}))"
-IMPORT = "import importlib, pkgutil, artinsight; [importlib.import_module(f'artinsight.{m.name}') for m in pkgutil.iter_modules(artinsight.__path__) if m.name[0] != '_']"
+IMPORT = """import importlib, pkgutil, artinsight
+for module in pkgutil.walk_packages(artinsight.__path__, 'artinsight.'): importlib.import_module(module.name)"""
 
 def development():
     "The caps of the development set, as constraints."
@@ -29,31 +32,34 @@ def development():
     return settings['DEFAULT']['dev_requirements'].split()
 
 def build(version, kind, copy):
-    "The environment's Python, with artinsight installed afresh; CalledProcessError with uv's words where it can't be had."
-    place = HOME/f'{version}-{kind}'
-    run = lambda *words: subprocess.run([uv_program(), *map(str, words)], check=True, capture_output=True, text=True)
-    if not (place/'bin/python').exists(): run('venv', '-q', '--python', interpreter(version), place)
+    "The environment's Python, with artinsight installed afresh; CalledProcessError where it can't be had."
+    python = HOME/f'{version}-{kind}/bin/python'
+    def run(*words):
+        subprocess.run([uv_program(), *map(str, words)], check=True, capture_output=True, text=True)
+    if not python.exists(): run('venv', '-q', '--python', interpreter(version), python.parent.parent)
     wanted = NEWEST if kind == 'newest' else []
     if version == '3.10': wanted = [need for need in wanted if not need.startswith('pandas')]
     caps = HOME/'development.txt'
     caps.write_text('\n'.join(development()))
-    more = {'development': ['-c', caps], 'newest': ['--upgrade'], 'lowest': ['--resolution', 'lowest-direct']}[kind]
+    options = {'development': ['-c', caps], 'newest': ['--upgrade'], 'lowest': ['--resolution', 'lowest-direct']}[kind]
     extras = 'data,app,export,distributed' if kind == 'lowest' else 'data,app'
-    run('pip', 'install', '-q', '--python', place/'bin/python', '--reinstall-package', 'artinsight', *more,
+    run('pip', 'install', '-q', '--python', python, '--reinstall-package', 'artinsight', *options,
         f'{copy}[{extras}]', *wanted, *TOOLS)
-    return place/'bin/python'
+    return python
 
 def test(python, copy, names):
     "What pytest said last of each file of tests, with the installed package: {name: words}."
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
     imported = subprocess.run([python, '-c', IMPORT], cwd=HOME, env=env, capture_output=True, text=True)
     if imported.returncode: return {'import': 'failed: ' + imported.stderr.strip().splitlines()[-1][:150]}
-    said, words = {}, [python, '-P' if python.parent.parent.name[:4] != '3.10' else '-B', '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider']
+    closing = {}
+    safe = '-P' if python.parent.parent.name[:4] != '3.10' else '-B'
+    pytest = [python, safe, '-m', 'pytest', '-q', '-W', 'ignore', '-p', 'no:cacheprovider']
     for name in names:
-        done = subprocess.run([*words, copy/'tests'/name], cwd=HOME, env=env, capture_output=True, text=True)
+        done = subprocess.run([*pytest, copy/'tests'/name], cwd=HOME, env=env, capture_output=True, text=True)
         (python.parent.parent/f'{name}.log').write_text(done.stdout + done.stderr)
-        said[name] = re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1])
-    return said
+        closing[name] = re.sub(r' in [\d.]+s.*', '', (done.stdout.strip().splitlines() or ['no output'])[-1])
+    return closing
 
 def green(words): return bool(re.fullmatch(r'\d+ passed.*', words)) and 'failed' not in words and 'error' not in words
 
@@ -61,12 +67,15 @@ def keep(row):
     "Write a row into today's record; what an earlier call found of the same pair's other tests stays."
     file = REPO/f'benchmarks/results/{datetime.date.today()}-versions.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
-    same = lambda old: all(old[name] == row[name] for name in ('python', 'set', 'versions'))
-    earlier = next((old for old in rows if same(old)), {'tests': {}, 'seconds': 0})
+    def pair(row): return row['python'], row['set']
+    same = [old for old in rows if pair(old) == pair(row) and old['versions'] == row['versions']]
+    earlier = same[0] if same else {'tests': {}, 'seconds': 0}
     tests = earlier['tests'] | row['tests']
-    row = row | {'tests': tests, 'seconds': earlier['seconds'] + row['seconds'], 'passed': all(map(green, tests.values()))}
-    rows = sorted([old for old in rows if (old['python'], old['set']) != (row['python'], row['set'])] + [row], key=lambda row: (row['python'], row['set']))
-    file.write_text(json.dumps({'date': str(datetime.date.today()), 'what': 'the quick tests on other versions', 'rows': rows}, indent=1) + '\n')
+    seconds = earlier['seconds'] + row['seconds']
+    row = row | {'tests': tests, 'seconds': seconds, 'passed': all(map(green, tests.values()))}
+    rows = sorted([old for old in rows if pair(old) != pair(row)] + [row], key=pair)
+    record = {'date': str(datetime.date.today()), 'what': 'the quick tests on other versions', 'rows': rows}
+    file.write_text(json.dumps(record, indent=1) + '\n')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,18 +88,25 @@ def main():
     print(f"{'python':8}{'set':13}" + ''.join(f'{name:16}' for name in SHOWN) + 'tests')
     for version in args.python:
         for kind in args.set:
-            if kind == 'lowest' and version != PYTHONS[0] and len(args.set) > 1: continue    # on the lowest Python only
+            # The lowest versions on the lowest Python only.
+            if kind == 'lowest' and version != PYTHONS[0] and len(args.set) > 1: continue
             begin = time.perf_counter()
             try:
                 python = build(version, kind, copy)
-                found = json.loads(subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True).stdout)
-                said = test(python, copy, [name for name in args.tests if kind != 'lowest' or name not in NOT_LOWEST])
-            except subprocess.CalledProcessError as error: found, said = {}, {'environment': 'not to be had: ' + ' '.join(error.stderr.split())[:300]}
-            seconds, red = time.perf_counter() - begin, {name: words for name, words in said.items() if not green(words)}
+                looked = subprocess.run([python, '-c', LOOK], check=True, capture_output=True, text=True)
+                installed = json.loads(looked.stdout)
+                tests = [name for name in args.tests if kind != 'lowest' or name not in NOT_LOWEST]
+                closing = test(python, copy, tests)
+            except subprocess.CalledProcessError as error:
+                installed = {}
+                closing = {'environment': 'not to be had: ' + ' '.join(error.stderr.split())[:300]}
+            seconds = time.perf_counter() - begin
+            red = {name: words for name, words in closing.items() if not green(words)}
             bad += bool(red)
-            keep({'python': version, 'set': kind, 'tests': said, 'versions': found, 'seconds': round(seconds)})
-            passed = sum(int(words.split()[0]) for words in said.values() if green(words))
-            print(f'{version:8}{kind:13}' + ''.join(f"{found.get(name, '-'):16}" for name in SHOWN) + f'{passed} passed, red: {red or "none"} ({seconds:.0f} s)', flush=True)
+            keep({'python': version, 'set': kind, 'tests': closing, 'versions': installed, 'seconds': round(seconds)})
+            passed = sum(int(words.split()[0]) for words in closing.values() if green(words))
+            shown = ''.join(f"{installed.get(name, '-'):16}" for name in SHOWN)
+            print(f'{version:8}{kind:13}{shown}{passed} passed, red: {red or "none"} ({seconds:.0f} s)', flush=True)
     sys.exit(bool(bad))
 
 if __name__ == '__main__': main()
