@@ -167,7 +167,7 @@ def test_the_package_has_no_fault_that_ruff_knows():
 
 @pytest.fixture
 def machine(tmp_path):
-    "A machine with sh and a few tools; `python(called, fits)` installs a Python that only has a version and makes venvs."
+    "A machine with sh and a few tools; `python(called, fits)` is a Python that only has a version and makes venvs."
     tools, home = tmp_path/'bin', tmp_path/'project'
     (home/'.ci').mkdir(parents=True)
     tools.mkdir()

@@ -269,6 +269,7 @@ def test_check_finds_what_is_out_of_step_in_any_folder(builder, tmp_path, monkey
     site = tmp_path/'site'
     in_step(builder, site, {'engine/00_good.ipynb': GOOD, 'index.ipynb': ['| | notebook |']}, monkeypatch)
     (site/'artinsight/all.py').write_text('from .engine.good import *\n')
+    builder.nbdev('doclinks', 'nbdev_export()', site)    # the index of names has a line for each module
     builder.check()
     assert 'in step' in capsys.readouterr().out
     module = site/'artinsight/engine/good.py'
