@@ -17,7 +17,7 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     packages=find_packages(include=['artinsight', 'artinsight.*']), include_package_data=True,
-    package_data={'artinsight': ['*.csv', '*/*.css']},
+    package_data={'artinsight': ['*.csv'], 'artinsight.use': ['*.css']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg.get('console_scripts', '').split(),

@@ -10,10 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
-MODULES = sorted(path for path in (ROOT/'artinsight').rglob('*.py') if not path.name.startswith('_') and path.stem != 'all')
+MODULES = sorted(path for path in (ROOT/'artinsight').rglob('*.py')
+                 if not path.name.startswith('_') and path.stem != 'all')
 LEVELS = ('engine', '', 'trust', 'use')  # who may import whom: only from the left
 LONGER = {'evaluation': 250, 'gradcam': 250}
-VAGUE = {'three', 'told', 'said', 'found', 'place', 'over', 'about', 'usual', 'share', 'say', 'some', 'thing', 'stuff', 'do'}
+VAGUE = {'three', 'told', 'said', 'found', 'place', 'over', 'about', 'usual', 'share', 'say', 'some', 'thing', 'stuff',
+         'do'}
 TEXTS = {path: path.read_text(encoding='utf-8') for path in MODULES}
 TREES = {path: ast.parse(words) for path, words in TEXTS.items()}
 
@@ -31,15 +33,17 @@ def exported_lines(path):
 
 
 def public_names(path):
-    found = [node for node in TREES[path].body if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__']
-    return [item.value for item in found[0].value.elts] if found else []
+    assigned = [node for node in TREES[path].body if isinstance(node, ast.Assign)]
+    lists = [node.value for node in assigned if getattr(node.targets[0], 'id', '') == '__all__']
+    return [item.value for item in lists[0].elts] if lists else []
 
 
 def numbers():
     "Module -> (level, number of its notebook)."
     order = {}
     for path in NOTEBOOKS:
-        exported = re.search(r'default_exp ([\w.]+)', '\n'.join(cell.source for cell in nbformat.read(path, 4).cells[:4]))
+        first = nbformat.read(path, 4).cells[:4]
+        exported = re.search(r'default_exp ([\w.]+)', '\n'.join(cell.source for cell in first))
         if exported: order[exported[1]] = (level(path), int(path.name[:2]))
     return order
 
@@ -50,7 +54,8 @@ def test_arrows_go_one_way():
     for path in MODULES:
         me = '.'.join(path.relative_to(ROOT/'artinsight').with_suffix('').parts)
         for node in ast.walk(TREES[path]):
-            if not isinstance(node, ast.ImportFrom) or not node.level and not (node.module or '').startswith('artinsight.'): continue
+            if not isinstance(node, ast.ImportFrom): continue
+            if not node.level and not (node.module or '').startswith('artinsight.'): continue
             package = me.split('.')[:-node.level] if node.level else []
             target = '.'.join([*package, *filter(None, [(node.module or '').removeprefix('artinsight.')])])
             if target in order and order[target] >= order[me]: back.append(f'{me} imports {target}')
@@ -72,7 +77,8 @@ def test_the_whole_package_is_short():
 @pytest.mark.parametrize('path', MODULES, ids=name)
 def test_a_helper_stands_before_its_caller(path):
     functions = [node for node in TREES[path].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    lines = {node.name: node.lineno for node in functions if not any('patch' in ast.dump(mark) for mark in node.decorator_list)}
+    lines = {node.name: node.lineno for node in functions
+             if not any('patch' in ast.dump(mark) for mark in node.decorator_list)}
     late = {f'{node.name} uses {used.id}' for node in functions for used in ast.walk(node)
             if isinstance(used, ast.Name) and lines.get(used.id, 0) > node.end_lineno}
     assert late == set()
@@ -92,7 +98,8 @@ def test_cells_are_small(path):
 
 
 def test_no_line_is_wide():
-    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--select', 'E501', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'ruff', 'check', '--select', 'E501', '--output-format', 'concise', '.']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -103,5 +110,6 @@ def test_signatures_have_no_backticks_and_no_tables_as_defaults(path):
         if not isinstance(node, ast.FunctionDef): continue
         head = words.splitlines()[node.lineno - 1:node.body[0].lineno - 1]
         assert [line for line in head if '`' in line.partition('#')[2]] == [], node.name
-        used = {part.id for default in node.args.defaults + node.args.kw_defaults if default for part in ast.walk(default) if isinstance(part, ast.Name)}
+        defaults = [default for default in node.args.defaults + node.args.kw_defaults if default]
+        used = {part.id for default in defaults for part in ast.walk(default) if isinstance(part, ast.Name)}
         assert used.isdisjoint({'COUNTS'}), node.name
