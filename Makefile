@@ -44,11 +44,11 @@ docs: setup
 
 # each notebook alone, in an empty folder, as Colab would run it
 colab: setup
-	@$(IN_VENV) python tests/colab.py
+	@$(IN_VENV) python tools/colab.py
 
 # the fast tests on Python 3.10 to 3.13, with the development set and with the newest releases
 versions: setup
-	@$(IN_VENV) python tests/versions.py
+	@$(IN_VENV) python tools/versions.py
 
 # the whole path at 1 % of AI-ArtBench; PERCENT=100 for all of it
 rehearse: setup
