@@ -102,8 +102,7 @@ def check():
         nbdev('doclinks', 'nbdev_export()', copy)
         nbdev('clean', 'nbdev_clean()', copy)
         write_contents(Path(copy))
-        git('add', '-A', '-N', '.')
-        changed = git('diff', '--name-only').splitlines()
+        changed = [*git('diff', '--name-only').splitlines(), *git('ls-files', '-o', '--exclude-standard').splitlines()]
         wrong = [f'{name} is out of step: run nbdev_export, nbdev_clean and make docs' for name in changed]
     wrong += mixed_cells(ROOT)
     wrong = wrong or list(spoilt_pages(process(ROOT)))
