@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Integral
 from threading import get_ident
+from threading import get_ident
 import matplotlib as mpl, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
@@ -36,9 +37,10 @@ def _evaluating(model):
 # %% ../nbs/07_gradcam.ipynb #cfe33e01
 def _outputs(model, h, w):
     "What each layer gives for a blank picture: name -> shape, or a type's name; and the error that ended the pass"
-    given = {}
+    given, thread = {}, get_ident()   # the same model may be at work in other threads
     def note(name):
         def hook(m, _, out):
+            if get_ident() != thread: return
             given.pop(name, None)   # of a layer that is called twice, the last call
             real = torch.is_tensor(out) and out.is_floating_point()
             given[name] = tuple(out.shape) if real else str(getattr(out, 'dtype', type(out).__name__))

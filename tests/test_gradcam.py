@@ -1,5 +1,5 @@
 "Grad-CAM against its peers (captum, pytorch-grad-cam), against theory, and against evidence that we planted ourselves."
-import runpy, sys
+import runpy, sys, threading
 from pathlib import Path
 
 import cv2, numpy as np, pytest, torch, torchvision.models as zoo
@@ -305,3 +305,15 @@ def test_all_layers_of_a_cnn_for_one_size_have_maps():
     assert layers(lean, 32).set_index('layer').loc['layer4', ['layout', 'height', 'width']].tolist() == ['nchw', 1, 1]
     with pytest.raises(ValueError, match="map of 1x1 at 32x32 px: try 'layer2'"): GradCAM(lean, 'layer4')(x)
     assert (GradCAM(lean)(x, 1) - GradCAM(model)(x, 1)).abs().max() < 1e-3
+
+
+def test_layers_are_known_while_the_model_works_in_another_thread():
+    "Before: batches of the other thread were taken for the blank picture, and now and then no layer had a map."
+    model, done = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), threading.Event()
+    def work():
+        while not done.is_set(): model(torch.zeros(5, 3, 32, 32))
+    other = threading.Thread(target=work)
+    other.start()
+    try: seen = [len(layers(model, 32)) for _ in range(60)]
+    finally: done.set(), other.join()
+    assert set(seen) == {2}
