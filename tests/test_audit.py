@@ -242,7 +242,8 @@ def console(monkeypatch, *words):
 
 def test_some_pictures_keep_the_groups_of_the_whole_set():
     "Alone, the pictures of a folder's one artist would count as a group each, and the sides could not be compared"
-    names = [f'test/{folder}/{who}_{n}.jpg' for folder in ('baroque', 'realism') for who in ('one', 'other') for n in range(10)]
+    names = [f'test/{folder}/{who}_{n}.jpg' for folder in ('baroque', 'realism')
+             for who in ('one', 'other') for n in range(10)]
     target = np.repeat([11, 15], 20)
     whole = Predictions(target, np.eye(20)[target], names)
     some = whole.take([n for n, name in enumerate(names) if '/one_' in name])
