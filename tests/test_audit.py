@@ -14,7 +14,7 @@ from artinsight.study import run_experiment
 from artinsight.engine.runs import save_predictions
 from artinsight.training import load_predictions
 from artinsight.trust import audit as au
-from artinsight.trust.robustness import CHANGES, first_weights, own_scores, plot_changes, retrained
+from artinsight.trust.robustness import CHANGES, effect, first_weights, own_scores, plot_changes, retrained
 from artinsight.trust.shortcuts import each_picture, held_out, jpeg, plot_probes, read_all, shortcuts
 from artinsight.trust.twins import duplicates, look_alikes
 
@@ -238,6 +238,18 @@ def console(monkeypatch, *words):
     "Run artinsight_audit with these words on its command line."
     monkeypatch.setattr(sys, 'argv', ['artinsight_audit', *map(str, words)])
     au.artinsight_audit()
+
+
+def test_some_pictures_keep_the_groups_of_the_whole_set():
+    "Alone, the pictures of a folder's one artist would count as a group each, and the sides could not be compared"
+    names = [f'test/{folder}/{who}_{n}.jpg' for folder in ('baroque', 'realism')
+             for who in ('one', 'other') for n in range(10)]
+    target = np.repeat([11, 15], 20)
+    whole = Predictions(target, np.eye(20)[target], names)
+    some = whole.take([n for n, name in enumerate(names) if '/one_' in name])
+    assert some.table.group.nunique() < Predictions(some.target, some.probs, some.table.path).table.group.nunique()
+    changed = effect(some, np.roll(some.probs, 1, axis=1))
+    assert (changed['n'], changed['accuracy_before'], changed['accuracy']) == (20, 1, 0)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason='needs ../shared/real-art')

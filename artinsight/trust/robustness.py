@@ -77,7 +77,8 @@ def effect(
 # accuracies, drop with interval, origin errors before and after; fractions 0..1, None where there is no such picture
 ) -> dict:
     "What a change of the pictures does to a model at fixed weights and thresholds."
-    after = Predictions(before.target, probs, before.table.path)
+    after = Predictions(before.target, probs)
+    after.table = before.table  # groups hang on the whole set, and these may be some of its pictures
     told, old, new = evaluation.compare(before, after), factored(before), factored(after)
     errors = {name + place: side[name] for place, side in (('_before', old), ('', new))
               for name in ('human_called_AI', 'AI_called_human')}
