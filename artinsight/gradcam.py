@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Integral
 from threading import get_ident
-from threading import get_ident
 import matplotlib as mpl, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
