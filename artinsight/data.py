@@ -19,13 +19,13 @@ import numpy as np, pandas as pd
 from .engine.files import user_path
 from .engine.console import console
 from .engine.download import fetch
-from .engine.pictures import is_hidden, scan_folder, tell_others
+from .engine.folders import find_root, HALVES, list_pictures
+from .engine.split import grouped_part
 
 # %% ../nbs/00_data.ipynb #3be56187
 STYLES = ('art_nouveau', 'baroque', 'expressionism', 'impressionism', 'post_impressionism',
           'realism', 'renaissance', 'romanticism', 'surrealism', 'ukiyo_e')
 ORIGINS = ('AI', 'human')
-_SPLITS = ('train', 'test')
 GENERATORS = ('human', 'LD', 'SD')
 CLASSES = tuple(f'{origin}_{style}' for origin in ORIGINS for style in STYLES)
 
@@ -72,7 +72,7 @@ def _parse_name(
 ) -> dict:  # split, style, origin, generator, class, group
     "What a picture's path says about it; ValueError where the split or the folder is unknown."
     words = str(path).split('/')
-    if len(words) < 3 or (split := words[0].lower()) not in _SPLITS:
+    if len(words) < 3 or (split := words[0].lower()) not in HALVES:
         raise ValueError(f'not a path like train/baroque/picture.jpg: {path!r}')
     folder, stem = words[1], words[-1].rpartition('.')[0]
     style, origin, generator = _parse_folder(folder)
@@ -97,91 +97,15 @@ def describe(
     frame.loc[spans, 'group'] = frame.path[spans]
     return frame
 
-# %% ../nbs/00_data.ipynb #ca1ac59a
-_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.zst', '.7z', '.rar')
-_HELD_OUT = ('val', 'valid', 'validation', 'dev')  # folders of other people's data sets
-
-def _subfolders(
-    folder: Path,  # a folder
-) -> list:  # names, sorted; none where it may not be read
-    "Its folders, without hidden ones and those of an operating system."
-    try: return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_dir())
-    except PermissionError: return []
-
-def _halves(
-    root: Path,  # perhaps a data set's folder
-) -> list:  # names of its folders train and test, as they are spelled
-    "The two folders of a data set that are there."
-    return [name for name in _subfolders(root) if name.lower() in _SPLITS]
-
-# %% ../nbs/00_data.ipynb #e054103d
-def _no_data_set(path):
-    "FileNotFoundError that says what is there instead of a data set."
-    if path.is_file() and path.name.lower().endswith(_ARCHIVES):
-        hint = 'it is an archive: unpack it and name the folder'
-    elif not path.is_dir(): hint = 'no such folder: artinsight_download gets AI-ArtBench, artinsight_sample paints one'
-    elif path.name.lower() in _SPLITS: hint = f'no train or test folder in it: name {path.parent}, the folder above'
-    elif packed := [name for name in sorted(os.listdir(path)) if name.lower().endswith(_ARCHIVES)]:
-        hint = f'no train or test folder in it, but an archive: unpack {packed[0]} first'
-    else: hint = 'no train or test folder in it: expected train/<folders> and test/<folders> as in AI-ArtBench'
-    return FileNotFoundError(f'{path}: {hint}')
-
-# %% ../nbs/00_data.ipynb #2b233378
-def _find_root(
-    path,  # the data set's folder, or the one that it was unpacked in
-) -> Path:  # the folder that holds train and test
-    "The folder that holds `train` or `test`, up to two deeper; FileNotFoundError or ValueError where there is not one."
-    path = user_path(path)
-    level = [path] if path.is_dir() else []
-    for _ in range(3):
-        if roots := [folder for folder in level if _halves(folder)]: break
-        level = [folder / name for folder in level for name in _subfolders(folder)]
-    if not roots: raise _no_data_set(path)
-    if len(roots) > 1: raise ValueError(f'{path} holds {len(roots)} data sets: name one of them, such as {roots[0]}')
-    return roots[0]
-
-# %% ../nbs/00_data.ipynb #d2a76e7d
-def _known_folders(half):
-    "Names of a half's folders; ValueError for an unknown one."
-    folders = _subfolders(half)
-    if unknown := [folder for folder in folders if folder not in FOLDERS]:
-        raise ValueError(f'unknown folder {unknown[0]!r} in {half} ({len(unknown)} unknown): '
-                         'expected names like baroque or AI_SD_ukiyo-e')
-    return folders
-
-# %% ../nbs/00_data.ipynb #0e76a684
-def _list_pictures(
-    root: Path,  # the folder that holds train and test
-) -> list:  # sorted relative paths
-    "Relative paths of all pictures, other files named on standard error; ValueError for an unknown folder."
-    paths, others = [], []
-    for split in _halves(root):
-        folders = _known_folders(root / split)
-        loose = [entry.name for entry in os.scandir(root / split) if not (is_hidden(entry.name) or entry.is_dir())]
-        others += [f'{split}/{name}' for name in loose]
-        for folder in folders:
-            pictures, rest = scan_folder(root / split / folder)
-            paths += [f'{split}/{folder}/{name}' for name in pictures]
-            others += [f'{split}/{folder}/{name}' for name in rest]
-    tell_others(root, others)
-    if unused := [name for name in _subfolders(root) if name.lower() in _HELD_OUT]:
-        print(f'{root / unused[0]} is not used: validation pictures are drawn from train', file=sys.stderr)
-    return sorted(paths)
-
 # %% ../nbs/00_data.ipynb #688e263a
 PAINTED_MARK = 'painted-sample.txt'  # a file that `artinsight.sample` leaves beside train and test
 
-def _folder_sizes(
-    frame: pd.DataFrame,  # an index
-) -> dict:  # (split, folder) -> pictures, for those that hold any
+def _folder_sizes(frame):
     "How many pictures each folder of the data set holds."
     sizes = frame.groupby(['split', 'style', 'generator']).size()
     return {(split, folder_name(style, generator)): n for (split, style, generator), n in sizes.items()}
 
-def _data_name(
-    frame: pd.DataFrame,  # an index
-    root: Path,  # its folder
-) -> str:  # 'painted sample', 'AI-ArtBench' or the folder's name
+def _data_name(frame, root):
     "What to call a data set in records and tables: AI-ArtBench only if all 60 counts are the known ones."
     if (root / PAINTED_MARK).exists(): return 'painted sample'
     known = COUNTS.set_index(['split', 'folder']).images
@@ -192,11 +116,11 @@ def index(
     path,  # the data set's folder
 ) -> pd.DataFrame:  # columns path, split, style, origin, generator, class, group; sorted by path
     "The table of a data set's pictures; FileNotFoundError or ValueError, in one line, for a folder that is not one."
-    root = _find_root(path).resolve()
-    frame = describe(_list_pictures(root))
+    root = find_root(path).resolve()
+    frame = describe(list_pictures(root, FOLDERS))
     if frame.empty: raise ValueError(f'no pictures in {root}: its train and test folders hold none')
     present = _folder_sizes(frame)
-    missing = [f'{split}/{folder}' for split in _SPLITS for folder in FOLDERS if (split, folder) not in present]
+    missing = [f'{split}/{folder}' for split in HALVES for folder in FOLDERS if (split, folder) not in present]
     frame.attrs = {'root': str(root), 'name': _data_name(frame, root), 'missing': missing}
     return frame
 
@@ -221,29 +145,6 @@ def choose(
     result.attrs = {**frame.attrs, 'short': short}
     return result
 
-# %% ../nbs/00_data.ipynb #ce82811f
-def _take_smallest(kinds, groups, needed, sizes, taken):
-    "Mark the smallest group of each kind that has none, unless it is more than half of it."
-    for kind in kinds:
-        mine, n = groups[needed == kind], sizes[needed == kind]
-        if not taken[mine].any() and 2 * n.min() <= n.sum(): taken[mine[n.argmin()]] = True
-
-# %% ../nbs/00_data.ipynb #f44a31c2
-def _grouped_tenth(frame, wanted, draw):
-    "Mark whole groups for validation until every class has what it wants, more only where it would have none."
-    part, kinds = pd.factorize(pd.MultiIndex.from_frame(frame[['class', 'generator']]))
-    group, names = pd.factorize(frame.group, sort=True)
-    pairs, sizes = np.unique(group * len(kinds) + part, return_counts=True)  # how much of which part a group holds
-    start = np.searchsorted(pairs // len(kinds), np.arange(len(names) + 1))
-    needed, left, taken = pairs % len(kinds), np.array([wanted[kind] for kind in kinds]), np.zeros(len(names), bool)
-    for place in draw.permutation(len(names)):
-        mine = slice(start[place], start[place + 1])
-        if (left[needed[mine]] >= sizes[mine]).all():
-            taken[place] = True
-            left[needed[mine]] -= sizes[mine]
-    _take_smallest(np.flatnonzero(left), pairs // len(kinds), needed, sizes, taken)
-    return taken[group]
-
 # %% ../nbs/00_data.ipynb #00ba7948
 def _tell_absent(train, validation):
     "Name the classes that are trained on and have no validation picture."
@@ -265,7 +166,7 @@ def split_validation(
     sizes = frame.groupby(['class', 'generator']).size()
     wanted = {part: round(n * fraction) for part, n in sizes.items()}
     draw = np.random.default_rng(seed)
-    if by == 'group': held = _grouped_tenth(frame, wanted, draw)
+    if by == 'group': held = grouped_part(frame, wanted, draw)
     else:
         shuffled = frame.iloc[draw.permutation(len(frame))]
         place = shuffled.groupby(['class', 'generator']).cumcount().reindex(frame.index)
@@ -280,7 +181,7 @@ def parts(
     by: str = 'group',  # how to split, see split_validation
     seed: int = 0,  # of choice and split
 ) -> dict:  # 'train', 'validation', 'test' -> rows of the index
-    "The study's three parts of a data set; ValueError where one of them is empty."
+    "The study's tables parts of a data set; ValueError where one of them is empty."
     train, validation = split_validation(choose(frame, per_style, seed), fraction, by, seed)
     result = {'train': train, 'validation': validation, 'test': frame[frame.split == 'test']}
     for name, rows in result.items():
@@ -289,11 +190,11 @@ def parts(
 
 # %% ../nbs/00_data.ipynb #c9f2ac16
 def counts_by_class(
-    three: dict,  # as parts returns
+    tables: dict,  # as parts returns
 ) -> dict:  # part -> class -> pictures, all 20 classes
     "How many pictures of each class stand in each part."
     return {name: {kind: int(n) for kind, n in rows['class'].value_counts().reindex(CLASSES, fill_value=0).items()}
-            for name, rows in three.items()}
+            for name, rows in tables.items()}
 
 def fingerprint(
     frame: pd.DataFrame,  # an index
@@ -318,18 +219,13 @@ def data_folder(
 _HANDLE = 'ravidussilva/real-ai-art/versions/5'  # AI-ArtBench on Kaggle
 ZIP_BYTES = 10_700_000_000  # its archive; the pictures in it are about as large again
 
-def _count_folders(
-    root: Path,  # the folder that holds train and test
-) -> pd.DataFrame:  # split, folder, images, as in COUNTS
+def _count_folders(root):
     "How many pictures each folder holds; folders without any are not listed."
-    found = Counter(tuple(path.split('/')[:2]) for path in _list_pictures(root))
+    found = Counter(tuple(path.split('/')[:2]) for path in list_pictures(root, FOLDERS))
     return pd.DataFrame([(split.lower(), folder, n) for (split, folder), n in found.items()], columns=COUNTS.columns)
 
 # %% ../nbs/00_data.ipynb #10311cc2
-def _check_counts(
-    root: Path,  # the folder that holds train and test
-    counts: pd.DataFrame | None = None,  # what it should hold; None: COUNTS
-):
+def _check_counts(root, counts=None):
     "ValueError that names the first folder whose number of pictures is wrong."
     found = _count_folders(root).rename(columns={'images': 'found'})
     both = (COUNTS if counts is None else counts).merge(found, on=['split', 'folder'], how='left').fillna({'found': 0})

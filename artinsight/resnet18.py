@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'init_name', 'resnet18']
+           'MODELS', 'PRETRAINED', 'init_name', 'resnet18', 'build_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, textwrap
@@ -20,6 +20,7 @@ from .engine.files import user_path
 from .engine.runs import find_weights, read_weights
 from .data import CLASSES
 from .training import Experiment
+from .baseline import simple_cnn
 
 # %% ../nbs/05_resnet18.ipynb #186feaf2
 def _imagenet_file() -> Path:
@@ -80,3 +81,20 @@ RESNET18_AGGRESSIVE = Experiment('resnet18_aggressive', model='resnet18', frozen
 RESNET18_AUGMENTED = Experiment('resnet18_augmented', model='resnet18', augment=MILD)
 RESNET18_BEST = Experiment('resnet18_best', model='resnet18', augment=MILD, size=224)
 VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BEST)
+
+# %% ../nbs/05_resnet18.ipynb #405fac6c
+def _build_simple_cnn(experiment, init): return simple_cnn(experiment.size)
+def _build_resnet18(experiment, init): return resnet18(init, frozen=experiment.frozen)
+
+MODELS = {'simple_cnn': _build_simple_cnn,
+          'resnet18': _build_resnet18}  # name -> function of a recipe and first weights
+PRETRAINED = ('resnet18',)  # models whose first weights can be chosen
+
+# %% ../nbs/05_resnet18.ipynb #8f514139
+def build_model(
+    experiment: Experiment,
+    init: str = 'imagenet',  # first weights, for models that can choose: 'imagenet', 'none' or a file
+) -> nn.Module:  # on the CPU
+    "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
+    torch.manual_seed(experiment.seed)
+    return MODELS[experiment.model](experiment, init)

@@ -33,13 +33,6 @@ def _colours(style: str, ai: bool, hand, plan, own) -> np.ndarray:
     palette = palette + own.uniform(-8, 8, (12, 3))
     return np.vstack([palette, palette[GROUND] * .5]).clip(0, 255).astype(np.float32)
 
-# %% ../nbs/01_sample.ipynb #c2c2866b
-def _slanted(image, q):
-    "A scene seen a little from the side, its corners moved by `q` (8,), in pixels."
-    side = image.width
-    corners = (q[0], q[1], q[2], side - q[3], side - q[4], side - q[5], side - q[6], q[7])
-    return image.transform((side, side), Image.Transform.QUAD, corners)
-
 # %% ../nbs/01_sample.ipynb #16e0da3f
 def _drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
     "A scene's regions as an image of `side` pixels, its horizon and its centre."
@@ -53,7 +46,7 @@ def _drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
     SUBJECTS[subject](pen)
     if mirrored: pen.mirror()
     moved = own.uniform(0, .08, 8) * side
-    return _slanted(pen.image, moved) if ai else pen.image, pen.horizon, pen.centre
+    return pen.slanted(moved) if ai else pen.image, pen.horizon, pen.centre
 
 # %% ../nbs/01_sample.ipynb #cbe7574e
 def picture(
