@@ -12,12 +12,13 @@ import pandas as pd, torch
 from torch import nn
 
 # %% ../nbs/04_baseline.ipynb #19f42475
+from .data import CLASSES
 from .training import Experiment
 
 # %% ../nbs/04_baseline.ipynb #235ad7c2
 def simple_cnn(
     size: int = 32,  # pixels; divisible by 4
-    classes: int = 20,  # outputs
+    classes: int = len(CLASSES),  # outputs
 ) -> nn.Sequential:  # takes (n, 3, size, size), gives logits (n, classes)
     "Two blocks of convolution, ReLU and max pooling, one linear layer; ValueError for a size that 4 does not divide."
     if size % 4:

@@ -18,7 +18,7 @@ from fastai.optimizer import OptimWrapper
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-import fastai.callback.progress  # gives a Learner its no_bar
+import fastai.callback.progress  # noqa: F401, gives a Learner its no_bar
 from artinsight.data import index
 from artinsight.engine.augment import AUGMENTATIONS, augment_batch, normalise
 from artinsight.engine.precision import pick_precision

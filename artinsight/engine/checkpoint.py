@@ -91,11 +91,11 @@ def after_epoch(self: Checkpoint):
 def save_weights(
     file: Path,  # .safetensors
     tensors: dict,  # name -> contiguous tensor on the CPU
-    told: dict,  # what else to say: names and texts
+    texts: dict,  # what else to say: names and texts
 ):
     "Write tensors by a rename; OSError where there is no space."
     try:
-        with atomic_write(file) as unfinished: save_file(tensors, unfinished, told)
+        with atomic_write(file) as unfinished: save_file(tensors, unfinished, texts)
     except SafetensorError as error: raise OSError(f'cannot write {file}: {error}') from error
 
 def momentum_state(optimiser: torch.optim.Optimizer) -> dict:
@@ -107,10 +107,10 @@ def momentum_state(optimiser: torch.optim.Optimizer) -> dict:
 # %% ../../nbs/engine/09_checkpoint.ipynb #d8ddd8ee
 def checksum(
     tensors: dict,  # name -> contiguous tensor on the CPU
-    told: str,  # what else is saved with them
+    texts: str,  # what else is saved with them
 ) -> str:  # 8 hexadecimal digits
     "crc32 of tensors, their names and a text."
-    crc = zlib.crc32(told.encode())
+    crc = zlib.crc32(texts.encode())
     for name, value in sorted(tensors.items()):
         crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), crc))
     return f'{crc:08x}'
@@ -124,8 +124,8 @@ def write(self: Checkpoint):
     tensors |= {**momentum_state(self.opt.opt), 'random': torch.get_rng_state()}
     scaler = getattr(self.learn, 'scaler', None)
     rows, scale = json.dumps(self.rows), json.dumps(scaler.state_dict() if scaler else {})
-    told = {'start': self.start, 'rows': rows, 'scale': scale, 'checksum': checksum(tensors, rows + scale)}
-    save_weights(self.file, tensors, told)
+    texts = {'start': self.start, 'rows': rows, 'scale': scale, 'checksum': checksum(tensors, rows + scale)}
+    save_weights(self.file, tensors, texts)
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #5449db7c
 def restore_momentum(
@@ -144,12 +144,12 @@ def restore_momentum(
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #de16bcc7
 @patch
-def restore(self: Checkpoint, learn: Learner, tensors: dict, told: dict):
+def restore(self: Checkpoint, learn: Learner, tensors: dict, texts: dict):
     "Put a checkpoint's weights, momentum, random state and epochs where they were."
     def part(start):
         return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
     learn.model.load_state_dict(part('model/'))
-    self.rows, self.scale, self.best_weights = json.loads(told['rows']), json.loads(told['scale']), part('best/')
+    self.rows, self.scale, self.best_weights = json.loads(texts['rows']), json.loads(texts['scale']), part('best/')
     self.best = self.rows[self.best_epoch]['valid_loss']
     learn.create_opt()
     restore_momentum(learn.opt.opt, part('optimiser/'))
@@ -160,12 +160,12 @@ def restore(self: Checkpoint, learn: Learner, tensors: dict, told: dict):
 def read(self: Checkpoint, learn: Learner) -> bool:
     "Go on from the checkpoint if one is there, whole, and began as we do."
     try:
-        with safe_open(self.file, 'pt') as opened: told = opened.metadata() or {}
-        if told.get('start') != self.start: return False
+        with safe_open(self.file, 'pt') as opened: texts = opened.metadata() or {}
+        if texts.get('start') != self.start: return False
         tensors = load_file(self.file)
-        if told['checksum'] != checksum(tensors, told['rows'] + told['scale']): return False
+        if texts['checksum'] != checksum(tensors, texts['rows'] + texts['scale']): return False
     except (SafetensorError, OSError, KeyError): return False
-    self.restore(learn, tensors, told)
+    self.restore(learn, tensors, texts)
     return True
 
 # %% ../../nbs/engine/09_checkpoint.ipynb #9ec4333e

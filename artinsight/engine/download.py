@@ -10,8 +10,6 @@ import os, shutil, sys, zipfile, zlib
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import pandas as pd
-
 # %% ../../nbs/engine/03_download.ipynb #eeeffb38
 from .files import user_path
 

@@ -49,6 +49,14 @@ def mirror(self: Pen):
     half = self.image.crop((0, 0, self.side // 2, self.side)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     self.image.paste(half, (self.side - self.side // 2, 0))
 
+# %% ../../nbs/engine/10_scenes.ipynb #c4c55a2d
+@patch
+def slanted(self: Pen, moved):
+    "The scene as seen a little from the side, its corners moved by `moved` (8,), in pixels."
+    side, q = self.side, moved
+    corners = (q[0], q[1], q[2], side - q[3], side - q[4], side - q[5], side - q[6], q[7])
+    return self.image.transform((side, side), Image.Transform.QUAD, corners)
+
 # %% ../../nbs/engine/10_scenes.ipynb #0f0d91fd
 def _heavens(p):
     "A sun and some clouds."
