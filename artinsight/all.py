@@ -4,11 +4,17 @@ from .engine.console import *
 from .engine.workers import *
 from .engine.download import *
 from .engine.pictures import *
+from .engine.folders import *
+from .engine.split import *
 from .engine.store import *
 from .engine.precision import *
 from .engine.augment import *
 from .engine.runs import *
 from .engine.checkpoint import *
+from .engine.inference import *
+from .engine.layers import *
+from .engine.heatmaps import *
+from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
 from .trust.calibration import *
@@ -20,7 +26,9 @@ from .trust.audit import *
 from .use.predict import *
 from .use.card import *
 from .use.export import *
+from .use.page import *
 from .use.app import *
+from .use.explain import *
 from .data import *
 from .sample import *
 from .loading import *

@@ -88,7 +88,7 @@ def test_outputs_hold_nothing_of_the_machine(path):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_links_between_notebooks_lead_somewhere(path):
-    "In prose, from where the notebook stands: `engine/05_store.ipynb`, `../00_data.ipynb`."
+    "In prose, from where the notebook stands: `engine/07_store.ipynb`, `../00_data.ipynb`."
     prose = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'markdown']
     targets = re.findall(r'\]\(([^():#\s]+\.ipynb)', '\n'.join(prose))
     assert [target for target in targets if not (path.parent/target).is_file()] == []

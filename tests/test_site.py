@@ -174,7 +174,7 @@ def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path):
     notebook = new_notebook(cells=[
         new_raw_cell(front),
         new_markdown_cell('## A heading, *here*\n\nSee [it](00_data.ipynb#a-heading-here), '
-                          '[below](engine/05_store.ipynb) and ![badge](https://example.org/badge.svg).'),
+                          '[below](engine/07_store.ipynb) and ![badge](https://example.org/badge.svg).'),
         new_code_cell('#| echo: false\nunseen = 3', outputs=[new_output('display_data', table)]),
         new_code_cell('#| include: false\nsecret = 1', outputs=[spoken]),
         new_code_cell('#| output: false\nseen = 4', outputs=[new_output('stream', name='stdout', text='kept quiet')]),
@@ -183,9 +183,9 @@ def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path):
         new_code_cell('warn()', outputs=[new_output('stream', name='stderr', text='noise of progress')])])
     nbformat.write(notebook, tmp_path/'00_data.ipynb')
     (tmp_path/'engine').mkdir()
-    below = f'[up](../00_data.ipynb#a-heading-here), [beside](06_precision.ipynb), [`parts`]({address}/data.html#parts)'
+    below = f'[up](../00_data.ipynb#a-heading-here), [beside](08_precision.ipynb), [`parts`]({address}/data.html#parts)'
     cells = [new_raw_cell(front.replace('data.html', 'store.html')), new_markdown_cell(below)]
-    nbformat.write(new_notebook(cells=cells), tmp_path/'engine/05_store.ipynb')
+    nbformat.write(new_notebook(cells=cells), tmp_path/'engine/07_store.ipynb')
     builder.build(tmp_path, tmp_path/'out')
     page, body = Page(tmp_path/'out/data.html'), (tmp_path/'out/data.html').read_text()
     for word in ('secret', 'unseen', 'kept quiet', 'noise of progress', '#|', 'example.org', '<style'):
@@ -207,12 +207,12 @@ def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path):
 def test_readme_is_what_a_reader_of_the_index_sees(builder):
     table = {'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'Markdown'}
     notebook = new_notebook(cells=[
-        new_markdown_cell('# It\n\n[page](10_report.ipynb), [below](engine/05_store.ipynb)'),
+        new_markdown_cell('# It\n\n[page](10_report.ipynb), [below](engine/07_store.ipynb)'),
         new_code_cell('#| hide\nsecret = 1'),
         new_code_cell('#| echo: false\nunseen = 1', outputs=[new_output('execute_result', table)]),
         new_code_cell('1 + 1', outputs=[new_output('stream', name='stdout', text='2')])])
     words = builder.readme(notebook)
-    assert '[page](nbs/10_report.ipynb), [below](nbs/engine/05_store.ipynb)' in words
+    assert '[page](nbs/10_report.ipynb), [below](nbs/engine/07_store.ipynb)' in words
     assert '| a |\n|---|\n| 1 |' in words and '```python\n1 + 1\n```\n\n```\n2\n```' in words
     assert 'secret' not in words and 'unseen' not in words
 

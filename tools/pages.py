@@ -30,7 +30,7 @@ def directives(cell):
     return {word[0]: ''.join(word[1:]).strip('"\'') for word in words}
 
 def notebooks(folder):
-    "Names of the notebooks below a folder, as they stand in links: `00_data.ipynb`, `engine/05_store.ipynb`."
+    "Names of the notebooks below a folder, as they stand in links: `00_data.ipynb`, `engine/07_store.ipynb`."
     names = [path.relative_to(folder) for path in folder.rglob('*.ipynb')]
     return sorted(name.as_posix() for name in names if not any(part.startswith('.') for part in name.parts))
 
@@ -165,7 +165,7 @@ def execute_all(runs, copy, workers=2):
 # %% Pages without Quarto, and README
 
 def page_name(name):
-    "The page that nbdev makes of a notebook: engine/05_store.ipynb -> engine/store.html."
+    "The page that nbdev makes of a notebook: engine/07_store.ipynb -> engine/store.html."
     path = Path(name)
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.stem.lower()) + '.html').as_posix()
 
