@@ -17,6 +17,9 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     packages=find_packages(include=['artinsight', 'artinsight.*']), include_package_data=True,
+    # nbdev_export leaves a pyproject.toml that promises classifiers: without any, pip would refuse to install.
+    classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
+                 f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     package_data={'artinsight': ['*.csv'], 'artinsight.use': ['*.css']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,

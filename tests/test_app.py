@@ -62,7 +62,7 @@ def serving(*command):
                                env=environment)
     address, direct = f'http://127.0.0.1:{port}/', urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        for _ in range(600):
+        for _ in range(3000):
             if process.poll() is not None: pytest.fail(process.stderr.read())
             try: direct.open(address, timeout=5).read(); break
             except OSError: time.sleep(.2)

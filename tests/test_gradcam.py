@@ -1,5 +1,5 @@
 "Grad-CAM against its peers (captum, pytorch-grad-cam), against theory, and against evidence that we planted ourselves."
-import runpy, sys
+import runpy, sys, threading
 from pathlib import Path
 
 import cv2, numpy as np, pytest, torch, torchvision.models as zoo
@@ -306,3 +306,26 @@ def test_the_probe_leaves_the_model_as_found_also_where_it_takes_one_size_only()
     flags, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
     assert layers(model, 8).layer.tolist() == ['0', '1']
     assert state(model) == flags and all(v.equal(weights[k]) for k, v in model.state_dict().items())
+
+
+def test_all_layers_of_a_cnn_for_one_size_have_maps():
+    "As the app's leaner model, whose convolutions over tiny maps are matrices: layers behind them are known"
+    from artinsight.engine.inference import for_answers
+    model, x = make('resnet18'), pictures(2, 32)
+    lean = for_answers(model, 32).eval()
+    assert set(layers(model, 32).layer) <= set(layers(lean, 32).layer)
+    assert layers(lean, 32).set_index('layer').loc['layer4', ['layout', 'height', 'width']].tolist() == ['nchw', 1, 1]
+    with pytest.raises(ValueError, match="map of 1x1 at 32x32 px: try 'layer2'"): GradCAM(lean, 'layer4')(x)
+    assert (GradCAM(lean)(x, 1) - GradCAM(model)(x, 1)).abs().max() < 1e-3
+
+
+def test_layers_are_known_while_the_model_works_in_another_thread():
+    "Before: batches of the other thread were taken for the blank picture, and now and then no layer had a map."
+    model, done = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), threading.Event()
+    def work():
+        while not done.is_set(): model(torch.zeros(5, 3, 32, 32))
+    other = threading.Thread(target=work)
+    other.start()
+    try: seen = [len(layers(model, 32)) for _ in range(60)]
+    finally: done.set(), other.join()
+    assert set(seen) == {2}

@@ -406,6 +406,18 @@ def test_a_wheel_can_be_built_from_the_sdist(tmp_path):
         assert 'artinsight_train = artinsight.study:artinsight_train' in wheel.read(scripts).decode()
 
 
+def test_the_project_installs_with_the_file_that_nbdev_export_leaves(tmp_path):
+    "Before: that pyproject.toml promises classifiers, setup.py had none, and every later set-up failed."
+    from nbdev.config import update_proj
+    ours = project(tmp_path / 'ours')
+    update_proj(ours)
+    assert 'classifiers' in (ours / 'pyproject.toml').read_text()
+    words = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index']
+    words += ['--target', str(tmp_path / 'site'), '.']
+    done = subprocess.run(words, cwd=ours, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / 'site/artinsight/data.py').exists(), done.stderr[-1000:]
+
+
 # The scripts on machines that lack something
 
 LACKING = {'HOME': '/proc/nowhere', 'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C', 'PATH': '/nowhere',

@@ -37,19 +37,17 @@ def fold_batchnorm(
 
 # %% ../../nbs/engine/12_inference.ipynb #c9db9e16
 class Dense(nn.Linear):
-    "A convolution over maps of one known size, as a matrix; maps of other sizes meet the convolution itself."
+    "A convolution over maps of one known size, as a matrix."
     def __init__(self, conv: nn.Conv2d, before, after):  # shapes of a map that enters and of one that leaves
         super().__init__(math.prod(before), math.prod(after))
-        self.before, self.after, unbiased = tuple(before), tuple(after), deepcopy(conv)
-        self.others, unbiased.bias = (conv,), None  # in a tuple: no layer of its own
+        self.after, unbiased = tuple(after), deepcopy(conv)
+        unbiased.bias = None
         alone = torch.eye(self.in_features).view(-1, *before)  # one cell of one channel each
         with torch.no_grad():
             self.weight.copy_(unbiased(alone).flatten(1).T)
             self.bias.copy_(conv(torch.zeros(1, *before)).flatten())
 
-    def forward(self, maps):
-        if maps.shape[1:] != self.before: return self.others[0].to(maps.device)(maps)
-        return super().forward(maps.flatten(1)).unflatten(1, self.after)
+    def forward(self, maps): return super().forward(maps.flatten(1)).unflatten(1, self.after)
 
 # %% ../../nbs/engine/12_inference.ipynb #fb77d981
 def for_answers(

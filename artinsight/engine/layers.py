@@ -8,6 +8,7 @@ __all__ = ['evaluating', 'layer_outputs', 'layers', 'best_layer', 'default_layer
 # %% ../../nbs/engine/13_layers.ipynb #7c22d89a
 from contextlib import contextmanager
 from numbers import Integral
+from threading import get_ident
 
 import pandas as pd, torch
 from torch import nn
@@ -25,9 +26,10 @@ def evaluating(model):
 # %% ../../nbs/engine/13_layers.ipynb #cfe33e01
 def layer_outputs(model, h, w):
     "What each layer gives for a blank picture: name -> shape, or a type's name; and the error that ended the pass"
-    given = {}
+    given, thread = {}, get_ident()  # the same model may be at work in other threads
     def note(name):
         def hook(m, _, out):
+            if get_ident() != thread: return
             given.pop(name, None)   # of a layer that is called twice, the last call
             real = torch.is_tensor(out) and out.is_floating_point()
             given[name] = tuple(out.shape) if real else str(getattr(out, 'dtype', type(out).__name__))
@@ -40,13 +42,15 @@ def layer_outputs(model, h, w):
     return given, None
 
 # %% ../../nbs/engine/13_layers.ipynb #c5b5b64e
-def _layout(module, shape, taller, wider):
+# These work along the last axis themselves; what is made from them does as it likes.
+_ALONG_LAST = nn.Linear, nn.LayerNorm, nn.MultiheadAttention
+_PLANES = nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d
+
+def _layout(shape, taller, wider, certain):
     "The order of the axes that a layer gives, such as 'nchw' or 'nhwc'; None where they are no map"
     if len(shape) != 4 or shape[0] != 1: return None
     high, wide = ([axis for axis in range(4) if other[axis] != shape[axis]] for other in (taller, wider))
-    modules = nn.modules
-    planes = modules.conv._ConvNd, modules.batchnorm._NormBase, modules.pooling._MaxPoolNd, modules.pooling._AvgPoolNd
-    if not high and not wide: return 'nchw' if isinstance(module, planes) else None
+    if not high and not wide: return 'nchw' if certain else None
     if 0 in high + wide or len(high) != 1 or len(wide) != 1 or high == wide: return None
     return ''.join({0: 'n', high[0]: 'h', wide[0]: 'w'}.get(axis, 'c') for axis in range(4))
 
@@ -60,15 +64,19 @@ def layers(
     given, error = layer_outputs(model, h, w)
     if error: raise ValueError(f'this model cannot take {h}x{w} px pictures: {error}') from error
     taller, wider, rows = layer_outputs(model, 2 * h, w)[0], layer_outputs(model, h, 2 * w)[0], []
+    modules = dict(model.named_modules())
+    plain = not any(type(modules[name]) in _ALONG_LAST and len(shape) > 2 for name, shape in given.items())
     for name, shape in given.items():
-        module = model.get_submodule(name)
-        layout = _layout(module, shape, taller.get(name, shape), wider.get(name, shape))
+        module, unseen = modules[name], name not in taller and name not in wider
+        certain = isinstance(module, _PLANES) or plain and unseen
+        layout = _layout(shape, taller.get(name, shape), wider.get(name, shape), certain)
         if layout: rows.append((name, type(module).__name__, layout, *(shape[layout.index(axis)] for axis in 'chw')))
     return pd.DataFrame(rows, columns=['layer', 'kind', 'layout', 'channels', 'height', 'width'])
 
 # %% ../../nbs/engine/13_layers.ipynb #default-layer
 def best_layer(table, size, at_least=4):
     "The last layer of a table with enough cells"
+    table = table[~table.kind.str.startswith('Adaptive')]
     side = table[['height', 'width']].min(axis=1)
     if not (side > 1).any():
         raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
