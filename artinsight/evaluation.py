@@ -357,17 +357,17 @@ def results_table(
     "Runs beside the study's reported figures, with the ladder's verdicts."
     names = {'model': 'experiment', 'size_px': 'size', 'test_loss': 'loss'}
     study = reported().query('source == "study"').rename(columns=names)
-    init = np.where(study.experiment == 'simple_cnn', 'none', 'imagenet')
-    rows = study.assign(source='reported by the study', data='AI-ArtBench', init=init, quick=False).to_dict('records')
+    weights = np.where(study.experiment == 'simple_cnn', 'none', 'imagenet')
+    rows = study.assign(source='reported by the study', data='AI-ArtBench', weights=weights, quick=False).to_dict('records')
     steps = [] if steps is None else steps.to_dict('records')
     verdicts = {row['to']: f"{row['verdict']} over {row['from']}" for row in steps}
     for record in records:
         recipe, (low, high) = record['experiment'], record['test']['accuracy_ci95']
         rows.append({'source': 'this run', 'experiment': recipe['name'], 'size': recipe['size'], 'seed': recipe['seed'],
-                     'data': record['data']['name'], 'init': record['init'], 'quick': record['quick'],
+                     'data': record['data']['name'], 'weights': record['weights'], 'quick': record['quick'],
                      **record['test'], 'low': low, 'high': high, 'step': verdicts.get(recipe['name'])})
     order = list(dict.fromkeys(row['experiment'] for row in rows))
-    columns = ['source', 'experiment', 'size', 'data', 'init', 'quick', 'seed', 'n', *_TABLE, 'step']
+    columns = ['source', 'experiment', 'size', 'data', 'weights', 'quick', 'seed', 'n', *_TABLE, 'step']
     table = pd.DataFrame(rows).reindex(columns=columns).astype({name: 'Int64' for name in ('size', 'seed', 'n')})
     return table.sort_values('experiment', key=lambda column: column.map(order.index), kind='stable',
                              ignore_index=True)

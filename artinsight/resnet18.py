@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'PRETRAINED', 'init_name', 'resnet18', 'build_model']
+           'MODELS', 'PRETRAINED', 'weights_name', 'resnet18', 'build_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, textwrap
@@ -36,12 +36,12 @@ def _imagenet_file() -> Path:
     return file
 
 # %% ../nbs/05_resnet18.ipynb #fe540f00
-def init_name(
-    init: str,  # 'imagenet', 'none' or a file
+def weights_name(
+    weights: str,  # 'imagenet', 'none' or a file
 ) -> str:
     "What records and tables call these first weights: a file by its name and sha256."
-    if init in ('imagenet', 'none'): return init
-    file = user_path(init)
+    if weights in ('imagenet', 'none'): return weights
+    file = user_path(weights)
     return f'{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}'
 
 # %% ../nbs/05_resnet18.ipynb #bedd366c
@@ -61,13 +61,13 @@ def _load_trunk(
 
 # %% ../nbs/05_resnet18.ipynb #b5d1d1b3
 def resnet18(
-    init: str = 'imagenet',  # 'imagenet', 'none' or a file, see above
+    weights: str = 'imagenet',  # 'imagenet', 'none' or a file, see above
     classes: int = len(CLASSES),  # outputs
     frozen: tuple = (),  # names of layers to freeze
 ) -> nn.Module:  # takes (n, 3, h, w), gives logits (n, classes)
     "ResNet18 with a new head; OSError or ValueError where the weights cannot be had or do not fit."
     model = torchvision_resnet18(num_classes=classes)
-    if init != 'none': _load_trunk(model, _imagenet_file() if init == 'imagenet' else user_path(init))
+    if weights != 'none': _load_trunk(model, _imagenet_file() if weights == 'imagenet' else user_path(weights))
     for name in frozen: model.get_submodule(name).requires_grad_(False)
     return model
 
@@ -83,8 +83,8 @@ RESNET18_BEST = Experiment('resnet18_best', model='resnet18', augment=MILD, size
 VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BEST)
 
 # %% ../nbs/05_resnet18.ipynb #405fac6c
-def _build_simple_cnn(experiment, init): return simple_cnn(experiment.size)
-def _build_resnet18(experiment, init): return resnet18(init, frozen=experiment.frozen)
+def _build_simple_cnn(experiment, weights): return simple_cnn(experiment.size)
+def _build_resnet18(experiment, weights): return resnet18(weights, frozen=experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
           'resnet18': _build_resnet18}  # name -> function of a recipe and first weights
@@ -93,8 +93,8 @@ PRETRAINED = ('resnet18',)  # models whose first weights can be chosen
 # %% ../nbs/05_resnet18.ipynb #8f514139
 def build_model(
     experiment: Experiment,
-    init: str = 'imagenet',  # first weights, for models that can choose: 'imagenet', 'none' or a file
+    weights: str = 'imagenet',  # first weights, for models that can choose: 'imagenet', 'none' or a file
 ) -> nn.Module:  # on the CPU
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
     torch.manual_seed(experiment.seed)
-    return MODELS[experiment.model](experiment, init)
+    return MODELS[experiment.model](experiment, weights)

@@ -29,7 +29,7 @@ from .sample import painted_sample
 from .loading import describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, init_name, MODELS, PRETRAINED, VARIANTS
+from .resnet18 import build_model, weights_name, MODELS, PRETRAINED, VARIANTS
 from .evaluation import bootstrap, evaluate, ladder, Predictions, results_table
 
 # %% ../nbs/08_study.ipynb #efab1d64
@@ -83,13 +83,13 @@ def load_model(
 def finished(
     run: Path,  # a run's folder
     experiment: Experiment,
-    init: str,  # as init_name returns
+    weights: str,  # as weights_name returns
     sha: str,  # of the data set's index
 ) -> dict | None:  # its record
     "The record of a run that is already what is asked for; None otherwise."
     try: record = read_record(run)
     except (OSError, ValueError): return None
-    same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['init'] == init
+    same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['weights'] == weights
     whole = all((run / name).is_file() for name in ('model.safetensors', 'predictions.npz', 'history.csv'))
     if not (same and whole and record['data'].get('index_sha256') == sha): return None
     print(f'{experiment.name}: already done', file=sys.stderr)
@@ -120,7 +120,7 @@ def finish(
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #cb989797
-def _train_run(run, experiment, frame, model, init, sha, device, precision, resume):
+def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume):
     "Prepare, train, evaluate and record a run whose folder we hold."
     began = time.perf_counter()
     tables, store, dls = _make_ready(experiment, frame, device)
@@ -128,7 +128,8 @@ def _train_run(run, experiment, frame, model, init, sha, device, precision, resu
     for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
     summary = train(experiment, model, dls, run, precision)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
-    return finish(run, experiment, {'init': init, 'data': describe_data(frame, tables, store, sha), **summary, **about})
+    about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha)}
+    return finish(run, experiment, {**summary, **about})
 
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
@@ -141,8 +142,9 @@ def run_experiment(
     resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
-    run, init = user_path(runs) / experiment.name, init_name(weights) if experiment.model in PRETRAINED else 'none'
-    asked = init, fingerprint(frame)
+    run = user_path(runs) / experiment.name
+    first = weights_name(weights) if experiment.model in PRETRAINED else 'none'
+    asked = first, fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
     model = build_model(experiment, weights)

@@ -109,12 +109,14 @@ def read_record(
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error}') from error
+    if isinstance(record, dict) and record.get('format') == 1:  # said init where this one says weights
+        record |= {'format': RECORD_FORMAT, 'weights': record.pop('init', None)}
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
         raise ValueError(f'{file} was written by another version of artinsight: train the run again')
     if record.get('classes') != list(CLASSES):
         raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
     if lacking := {name for name in ('experiment', 'data', 'validation', 'test')
-                   if not isinstance(record.get(name), dict)} | {'init'} - set(record):
+                   if not isinstance(record.get(name), dict)} | {'weights'} - set(record):
         raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
     return record
 

@@ -77,7 +77,7 @@ def make_run(run, frame, recipe):
     scores = {part: evaluate(target, probs, ids) for part, (ids, target, probs) in said.items()}
     data = {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(three),
             'index_sha256': fingerprint(frame)}
-    write_record(run, {'experiment': asdict(recipe), 'init': 'none', 'quick': False, 'data': data, 'git': git_commit(),
+    write_record(run, {'experiment': asdict(recipe), 'weights': 'none', 'quick': False, 'data': data, 'git': git_commit(),
                        **scores})
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
 from artinsight.evaluation import Predictions, ladder
-from artinsight.resnet18 import init_name
+from artinsight.resnet18 import weights_name
 from artinsight.study import run_experiment
 from artinsight.engine.runs import save_predictions
 from artinsight.training import load_predictions
@@ -226,12 +226,13 @@ def test_retraining_without_a_generator(trained):
 
 def test_retraining_begins_with_the_same_weights(tmp_path):
     (file := tmp_path / 'own.safetensors').write_bytes(b'weights')
-    run = lambda init, model='resnet18': {'init': init, 'experiment': {'name': 'it', 'model': model}}
-    assert [first_weights(run(init), None) for init in ('none', 'imagenet')] == ['none', 'imagenet']
+    run = lambda first, model='resnet18': {'weights': first, 'experiment': {'name': 'it', 'model': model}}
+    assert [first_weights(run(first), None) for first in ('none', 'imagenet')] == ['none', 'imagenet']
     assert first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
-    assert first_weights(run(init_name(file)), file) == file
-    for init, weights in (('none', 'imagenet'), ('imagenet', file), (init_name(file), None), (init_name(file), 'none')):
-        with pytest.raises(ValueError, match='it began with'): first_weights(run(init), weights)
+    own = weights_name(file)
+    assert first_weights(run(own), file) == file
+    for first, weights in (('none', 'imagenet'), ('imagenet', file), (own, None), (own, 'none')):
+        with pytest.raises(ValueError, match='it began with'): first_weights(run(first), weights)
 
 
 def console(monkeypatch, *words):

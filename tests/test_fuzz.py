@@ -98,7 +98,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st
                     max_leaves=8)
 RECORD = st.fixed_dictionaries({}, optional={
     'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON,
-    'init': JSON,
+    'weights': JSON,
     'data': JSON, 'validation': JSON, 'test': JSON, 'quick': JSON})
 DOCUMENTED = (ValueError, FileNotFoundError)
 
@@ -127,7 +127,7 @@ def test_load_model_of_strange_recipes(tmp_path_factory, recipe):
     "All fields, any values: refused, or a recipe that can be trained; weights that do not fit are told as such."
     run = tmp_path_factory.getbasetemp()/'recipe'
     run.mkdir(exist_ok=True)
-    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, init='none', data={},
+    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, weights='none', data={},
                   validation={}, test={})
     (run/'record.json').write_text(json.dumps(record))
     (run/'model.safetensors').write_bytes(b'none')

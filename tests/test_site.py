@@ -138,7 +138,7 @@ def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
         counts = r'Heat maps of layer <code>.*?</code>: pictures classified rightly: (\d+), wrongly: (\d+)'
         right, wrong = map(int, re.search(counts, section).groups())
         assert right and wrong
-        assert 'data: ' in section and 'init: ' in section and 'quick: ' in section
+        assert 'data: ' in section and 'weights: ' in section and 'quick: ' in section
     together, believed, _ = together.split('<h2')  # the last begins the conclusions
     assert together.count('<img') == 1 and 'The same pictures' in together
     for model in MODELS:

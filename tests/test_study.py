@@ -26,7 +26,7 @@ def script(*words):
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_a_record_says_where_its_figures_come_from(runs, sample, name):
     record, frame = read_record(runs / name), index(sample)
-    assert record['experiment']['name'] == name and record['quick'] is True and record['init'] == 'none'
+    assert record['experiment']['name'] == name and record['quick'] is True and record['weights'] == 'none'
     assert record['data']['name'] == 'painted sample' and record['data']['index_sha256'] == fingerprint(frame)
     assert sum(record['data']['counts']['test'].values()) == record['test']['n'] == (frame.split == 'test').sum()
     assert sum(record['data']['counts']['validation'].values()) == record['validation']['n']

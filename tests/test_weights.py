@@ -264,7 +264,7 @@ def test_quick_base_trains_from_the_cache(cache, sample, tmp_path, monkeypatch, 
     code, err = said(['resnet18_base', '--quick', '--data', root, '--runs', tmp_path / 'runs'], monkeypatch, capsys)
     assert code == 0, err
     record = read_record(tmp_path / 'runs/resnet18_base')
-    assert record['init'] == 'imagenet' and record['quick'] and record['test']['n'] == 30
+    assert record['weights'] == 'imagenet' and record['quick'] and record['test']['n'] == 30
 
 
 @pytest.mark.slow
@@ -274,5 +274,5 @@ def test_the_five_experiments_begin_with_the_published_file(cache, sample, tmp_p
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(study, 'find_experiment', lambda *words: replace(find_experiment(*words), epochs=1))
     records = reproduce(few_pictures(sample, tmp_path / 'data'), tmp_path / 'runs', quick=True, weights='imagenet')
-    assert [record['init'] for record in records] == ['none', *4 * ['imagenet']]
+    assert [record['weights'] for record in records] == ['none', *4 * ['imagenet']]
     assert all(record['test']['n'] == 30 for record in records)

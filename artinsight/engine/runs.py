@@ -66,7 +66,7 @@ def save_predictions(
     with atomic_write(file) as unfinished, open(unfinished, 'wb') as opened: np.savez_compressed(opened, **arrays)
 
 # %% ../../nbs/engine/10_runs.ipynb #07dbcda4
-RECORD_FORMAT = 1  # raised when older records can no longer be read
+RECORD_FORMAT = 2  # raised when older records can no longer be read
 
 def environment(
     device: torch.device,

@@ -24,7 +24,7 @@ from ..engine.intervals import error_bars, balanced, grouped, percent
 from ..engine.pictures import decode, squash
 from ..data import choose, fingerprint
 from ..training import read_record
-from ..resnet18 import init_name
+from ..resnet18 import weights_name
 from ..evaluation import evaluate, factored, load, Predictions
 from ..study import finished, load_experiment, run_experiment
 from .shortcuts import each_picture, equalise, jpeg
@@ -195,10 +195,10 @@ def first_weights(
     weights: str | None,  # 'imagenet', 'none' or a file; None: what the run had
 ) -> str:
     "The first weights to train a run's recipe with again; ValueError where they are not the run's own."
-    init = record['init']
-    if weights is None and init in ('imagenet', 'none') or record['experiment']['model'] == 'simple_cnn': return init
-    if weights is None or init_name(weights) != init:
-        raise ValueError(f'{record["experiment"]["name"]} began with the weights {init}: name these to train it again')
+    first = record['weights']
+    if weights is None and first in ('imagenet', 'none') or record['experiment']['model'] == 'simple_cnn': return first
+    if weights is None or weights_name(weights) != first:
+        raise ValueError(f'{record["experiment"]["name"]} began with the weights {first}: name these to train it again')
     return weights
 
 # %% ../../nbs/trust/04_robustness.ipynb #c69532a1
@@ -223,10 +223,10 @@ def train_again(
     device: str | None = None,
 ):
     "Train what is missing of a run's `other_trainings` and what its data allow; an interrupted one goes on."
-    init = first_weights(read_record(run), weights)
+    first = first_weights(read_record(run), weights)
     for recipe, rows in other_trainings(run, frame).values():
         try:
-            with redirect_stdout(sys.stderr): run_experiment(recipe, rows, run / 'retrained', init, device)
+            with redirect_stdout(sys.stderr): run_experiment(recipe, rows, run / 'retrained', first, device)
         except ValueError as error: print(f'{recipe.name} is not possible: {error}', file=sys.stderr)
 
 # %% ../../nbs/trust/04_robustness.ipynb #c4a7e002
@@ -266,7 +266,7 @@ def retrained(
     "What a run's `other_trainings` say, as far as they are done."
     record, makers = read_record(run), sorted(set(frame.generator[frame.split == 'train']) - {'human'})
     done = [again.name for again, (recipe, rows) in other_trainings(run, frame).items()
-            if (again / 'record.json').is_file() and finished(again, recipe, record['init'], fingerprint(rows))]
+            if (again / 'record.json').is_file() and finished(again, recipe, record['weights'], fingerprint(rows))]
     told = {maker: unseen_generator(run, run / 'retrained' / f'without_{maker}', maker) for maker in makers
             if f'without_{maker}' in done and ((frame.generator == maker) & (frame.split == 'test')).any()}
     own = record['experiment']['split_by']

@@ -70,7 +70,7 @@ def _recipe_table(
     "How a model was trained."
     recipe, device = record['experiment'], record.get('environment', {}).get('device', 'unknown')
     sgd = f"SGD, rate {recipe['lr']:g}, momentum {recipe['momentum']:g}, batches of {recipe['batch_size']}"
-    rows = {'model': recipe['model'], 'first weights': record['init'], 'picture size': f"{recipe['size']} px",
+    rows = {'model': recipe['model'], 'first weights': record['weights'], 'picture size': f"{recipe['size']} px",
             'frozen': ', '.join(recipe['frozen']) or 'nothing',
             'augmentation': ', '.join(recipe['augment']) or 'none', 'optimiser': sgd,
             'epochs': f"at most {recipe['epochs']}, patience {recipe['patience']}",
