@@ -70,7 +70,7 @@ class BatchLoader(DataLoader):
     def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, augment=(), seed=0, device=None, epoch=0,
                  **kwargs):
         if unknown := set(augment) - set(AUGMENTATIONS):
-            raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {AUGMENTATIONS}')
+            raise ValueError(f'unknown augmentation {min(unknown)!r}: choose from {", ".join(AUGMENTATIONS)}')
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, device=device or torch.device('cpu'),
                          **{**kwargs, 'num_workers': 0})
         self.augment, self.seed, self.epoch, self.n_inp = tuple(augment), seed, epoch, 1

@@ -140,7 +140,7 @@ def test_a_late_copy_of_what_has_gone_is_rubbish(device, kind):
 # Loaders
 
 @pytest.mark.parametrize('kind', THERE)
-@pytest.mark.parametrize('steps', [(), *((step,) for step in AUGMENTATIONS), AUGMENTATIONS], ids='+'.join)
+@pytest.mark.parametrize('steps', [(), *((step,) for step in AUGMENTATIONS), tuple(AUGMENTATIONS)], ids='+'.join)
 def test_pictures_are_augmented_where_they_lie(device, store, steps, kind):
     "On the device, and the same pixels as on the CPU."
     pictures = store.read(range(8))
