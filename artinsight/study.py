@@ -40,6 +40,7 @@ def find_experiment(
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
+    frame: pd.DataFrame | None = None,  # the index to train on, which a quick version fits its epochs to
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
     if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
@@ -47,7 +48,7 @@ def find_experiment(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
     experiment = replace(EXPERIMENTS[name], seed=seed)
-    if quick: experiment = experiment.quick_version()
+    if quick: experiment = experiment.quick_version(frame)
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
 
 # %% ../nbs/08_study.ipynb #2faa160d
@@ -167,8 +168,8 @@ def reproduce(
     if frame.attrs['missing']:
         print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is "
               f"{frame.attrs['missing'][0]}", file=sys.stderr)
-    return [run_experiment(find_experiment(name, quick, seed), frame, runs, weights, device, resume=resume)
-            for name in EXPERIMENTS]
+    recipes = [find_experiment(name, quick, seed, frame=frame) for name in EXPERIMENTS]
+    return [run_experiment(recipe, frame, runs, weights, device, resume=resume) for recipe in recipes]
 
 # %% ../nbs/08_study.ipynb #c1a5e002
 def study_runs(
@@ -183,7 +184,7 @@ def study_runs(
         with FileLock(runs / '.lock'):
             if not there():
                 frame = index(painted_sample())
-                for name in names: run_experiment(find_experiment(name, quick=True), frame, runs, weights='none')
+                for name in names: run_experiment(find_experiment(name, quick=True, frame=frame), frame, runs, weights='none')
     return there()
 
 # %% ../nbs/08_study.ipynb #b6042104
@@ -198,7 +199,7 @@ def artinsight_train(
     name: str,  # simple_cnn, resnet18_base, resnet18_aggressive, resnet18_augmented or resnet18_best
     data: str = None,  # data set folder (default: $ARTINSIGHT_DATA)
     runs: str = 'runs',  # folder of runs
-    quick: store_true = False,  # a version for a laptop and a few hundred pictures
+    quick: store_true = False,  # a version for a laptop
     seed: int = 0,  # of choice, split, weights, order and augmentation
     device: str = None,  # cpu, cuda, mps (default: the best one here)
     weights: str = 'imagenet',  # first weights of a ResNet18: imagenet, none or a file
@@ -208,7 +209,9 @@ def artinsight_train(
     json: store_true = False,  # print the record as JSON
 ):
     "Train one experiment, or continue it, and print its figures."
-    experiment, frame = find_experiment(name, quick, seed, batch_size), index(data_folder(data))
+    find_experiment(name, quick, seed, batch_size)  # a wrong name is told before a data set is read
+    frame = index(data_folder(data))
+    experiment = find_experiment(name, quick, seed, batch_size, frame)
     with redirect_stdout(sys.stderr):
         record = run_experiment(experiment, frame, runs, weights, device, precision, resume)
     _show_records([record], json)
@@ -218,7 +221,7 @@ def artinsight_train(
 def artinsight_reproduce(
     data: str = None,  # data set folder (default: $ARTINSIGHT_DATA)
     runs: str = 'runs',  # folder of runs
-    quick: store_true = False,  # versions for a laptop and a few hundred pictures
+    quick: store_true = False,  # versions for a laptop
     seed: int = 0,  # of choice, split, weights, order and augmentation
     device: str = None,  # cpu, cuda, mps (default: the best one here)
     weights: str = 'imagenet',  # first weights of the ResNet18s: imagenet, none or a file
