@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'PRETRAINED', 'weights_name', 'resnet18', 'build_model']
+           'MODELS', 'PRETRAINED', 'weights_name', 'resnet18', 'build_model', 'load_experiment', 'load_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
-import hashlib, textwrap
+import hashlib, re, textwrap
+from dataclasses import fields
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18, ResNet18_Weights
 
@@ -19,7 +22,7 @@ from torchvision.models import resnet18 as torchvision_resnet18, ResNet18_Weight
 from .engine.files import user_path
 from .engine.runs import find_weights, read_weights
 from .data import CLASSES
-from .training import Experiment
+from .training import Experiment, read_record
 from .baseline import simple_cnn
 
 # %% ../nbs/05_resnet18.ipynb #186feaf2
@@ -98,3 +101,32 @@ def build_model(
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
     torch.manual_seed(experiment.seed)
     return MODELS[experiment.model](experiment, weights)
+
+# %% ../nbs/05_resnet18.ipynb #2faa160d
+def load_experiment(
+    record: dict,  # a run record
+) -> Experiment:
+    "The recipe in a record; ValueError for one that this version does not know."
+    held, kinds = record['experiment'], {field.name: field.type for field in fields(Experiment)}
+    if not isinstance(held, dict) or set(held) != set(kinds) or held['model'] not in list(MODELS):
+        raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+    wrong = [name for name, value in values.items()
+             if type(value) not in ((int, float) if kinds[name] is float else (kinds[name],))]
+    if wrong or not 0 < values['size'] <= 1024 or not re.fullmatch(r'[\w-]+', values['name']):
+        raise ValueError(f'the recipe in the record is damaged: look at its {wrong[0] if wrong else "size and name"}')
+    return Experiment(**values)
+
+# %% ../nbs/05_resnet18.ipynb #7ee743fc
+def load_model(
+    run,  # a run's folder
+) -> nn.Module:  # in evaluation mode, on the CPU
+    "A run's trained model; FileNotFoundError or ValueError where the run is unfinished or its files do not fit."
+    experiment, file = load_experiment(read_record(run)), user_path(run) / 'model.safetensors'
+    if not file.is_file(): raise FileNotFoundError(f'no weights in {run}: model.safetensors is missing')
+    try:
+        model = build_model(experiment, 'none')
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f'{file} is damaged or belongs to another model') from error
+    return model.eval()
