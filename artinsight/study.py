@@ -24,7 +24,7 @@ from .engine.workers import beside
 from .engine.precision import find_device, pick_precision
 from .engine.runs import git_commit, run_lock
 from .data import data_folder, fingerprint, index, parts
-from .sample import painted_sample
+from .sample import painted_sample, STUDY_SAMPLE
 from .loading import describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
@@ -163,7 +163,7 @@ def study_runs(
         runs.mkdir(parents=True, exist_ok=True)
         with FileLock(runs / '.lock'):
             if not there():
-                frame = index(painted_sample())
+                frame = index(painted_sample(**STUDY_SAMPLE))
                 recipes = [find_experiment(name, quick=True, frame=frame) for name in names]
                 for recipe in recipes: run_experiment(recipe, frame, runs, weights='none')
     return there()

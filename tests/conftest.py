@@ -41,9 +41,9 @@ def scripts_on_path():
 
 @pytest.fixture(scope='session')
 def sample():
-    "The painted sample's folder, painted once per machine."
-    from artinsight.sample import painted_sample
-    return Path(painted_sample())
+    "The painted sample of the quick runs, painted once per machine."
+    from artinsight.sample import painted_sample, STUDY_SAMPLE
+    return Path(painted_sample(**STUDY_SAMPLE))
 
 
 def made_by_this_code(folder):

@@ -311,11 +311,11 @@ def publish(project):
 
 def report():
     "Painted sample, five quick trainings, notebooks executed in a copy, pages."
-    from artinsight.sample import painted_sample
+    from artinsight.sample import painted_sample, STUDY_SAMPLE
     started, runs, copy = time.time(), ROOT/'runs', ROOT/'_executed'
     def stage(words): say(f'[{time.time() - started:4.0f} s] {words}')
     stage('painted sample')
-    data = painted_sample()
+    data = painted_sample(**STUDY_SAMPLE)
     stage('five quick trainings, from scratch')
     code = 'from artinsight.study import artinsight_reproduce as command; command()'
     options = ['--data', str(data), '--runs', str(runs), '--quick', '--weights', 'none']

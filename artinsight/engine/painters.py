@@ -248,10 +248,10 @@ PAINTERS = {  # style -> painter, its neighbour, favourite subjects, usual horiz
 
 # %% ../../nbs/engine/17_painters.ipynb #0d4f03e4
 def by_hand(c: Canvas, size: int, weave: float, grain: float) -> Image.Image:
-    "What is left of the canvas in a photograph of it: weave and grain, in levels."
-    thread = np.arange(c.side) * 256 // c.side // 3 % 2
-    woven, rough = (thread[:, None] ^ thread).astype(np.float32), c.rng.integers(-8, 9,
-                                                                                 (c.side, c.side)).astype(np.float32)
+    "What is left of the canvas in a photograph of it: its weave, and the paint's grain two pixels wide, in levels."
+    thread, cells = np.arange(c.side) * 256 // c.side // 3 % 2, c.side // 2 + 1
+    woven = (thread[:, None] ^ thread).astype(np.float32)
+    rough = c.rng.integers(-8, 9, (cells, cells)).astype(np.float32).repeat(2, 0).repeat(2, 1)[:c.side, :c.side]
     c.rgb += (woven * weave + rough * grain)[..., None]
     return _to_image(c.rgb).resize((size, size))
 
@@ -267,10 +267,10 @@ def residue(generator: str, size: int) -> list:
 # %% ../../nbs/engine/17_painters.ipynb #80c63b0e
 def by_decoder(c: Canvas, size: int, generator: str) -> Image.Image:
     "What a latent decoder leaves: oversmooth, too bright in the middle, a residue with a period of eight pixels."
-    rgb = _blur(c.rgb, .5 if generator == 'LD' else .7)
+    rgb = _blur(c.rgb, .6 if generator == 'LD' else 1)
     grey = (rgb[..., :1] + rgb[..., 1:2] + rgb[..., 2:]) / 3
     away = ((c.x - .5)**2 + (c.y - .5)**2)[..., None]
-    large = _to_image((grey + (rgb - grey) * (1.6 - 1.8 * away)) * (1.06 - .24 * away)).resize((size, size),
-                                                                                              Image.Resampling.BICUBIC)
+    large = _to_image((grey + (rgb - grey) * (1.5 - 1.8 * away)) * (1.05 - .24 * away))
+    large = large.resize((size, size), Image.Resampling.BICUBIC)
     more, less = residue(generator, size)
     return ImageChops.subtract(ImageChops.add(large, more), less)
