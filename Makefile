@@ -11,9 +11,10 @@ setup: .venv/.setup-stamp
 .venv/.setup-stamp: settings.ini setup.py
 	@.ci/setup
 
-# sample, five quick trainings, all notebooks executed in a copy, pages
+# sample, five quick trainings, the notebooks that show them, pages;
+# WEIGHTS=imagenet begins with torchvision's weights, DATA=folder takes one's own AI-ArtBench
 report: setup
-	@$(PAGES) report
+	@DATA="$(DATA)" WEIGHTS="$(WEIGHTS)" $(PAGES) report
 
 # what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup

@@ -333,7 +333,7 @@ def test_report(start, tmp_path):
                                        + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
     for name in ['index.ipynb', *names]:
         cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'),
-                 nbformat.v4.new_code_cell(f'print({name!r}.upper())', id='b')]
+                 nbformat.v4.new_code_cell(f'print("$ARTINSIGHT_RUNS", {name!r}.upper())', id='b')]
         nbformat.write(nbformat.v4.new_notebook(cells=cells,
                                                 metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3',
                                                                          'language': 'python'}}), project/'nbs'/name)

@@ -294,14 +294,15 @@ def test_the_index_lists_each_folder_from_the_notebooks_first_cells(builder, tmp
 
 
 def test_only_changed_notebooks_are_executed_again_and_a_failing_one_is_named(builder, tmp_path, monkeypatch):
-    count = 'with open("count-{}", "a") as file: file.write("x")'
-    project(tmp_path, {'index.ipynb': count.format(0), 'engine/00_files.ipynb': count.format(1)})
+    count = 'runs = "$ARTINSIGHT_RUNS"\nwith open("count-{}", "a") as file: file.write("x")'
+    project(tmp_path, {'index.ipynb': count.format(0), 'engine/00_files.ipynb': count.format(1),
+                       'engine/01_other.ipynb': ['raise SystemError("shows no runs")']})
     monkeypatch.setattr(builder, 'ROOT', tmp_path)
     runs, proc = tmp_path/'runs', tmp_path/'_executed'
     def counts(): return [(proc/'nbs/count-0').read_text(), (proc/'nbs/engine/count-1').read_text()]
     builder.execute_all(runs, proc)
     builder.execute_all(runs, proc)
-    assert counts() == ['x', 'x']
+    assert counts() == ['x', 'x'] and (proc/'nbs/engine/01_other.ipynb').exists()
     def rewrite(*sources):
         cells = [new_code_cell(source) for source in sources]
         nbformat.write(new_notebook(cells=cells), tmp_path/'nbs/engine/00_files.ipynb')
@@ -310,7 +311,7 @@ def test_only_changed_notebooks_are_executed_again_and_a_failing_one_is_named(bu
     assert counts() == ['x', 'xx'], 'only the notebook that changed'
     (tmp_path/'artinsight/engine').mkdir()
     (tmp_path/'artinsight/engine/files.py').write_text('changed = True')
-    rewrite('print(0)', '1 / 0')
+    rewrite('runs = "$ARTINSIGHT_RUNS"', '1 / 0')
     with pytest.raises(SystemExit, match='engine/00_files.ipynb') as stopped: builder.execute_all(runs, proc)
     assert 'index' not in str(stopped.value)
     assert counts()[0] == 'xx', 'all notebooks, when the package changed'

@@ -142,12 +142,21 @@ def known_keys(file):
     except (OSError, ValueError): return {}
     return keys if isinstance(keys, dict) else {}
 
+def shows_runs(path):
+    "Whether a notebook shows the runs that are there: it asks for their folder."
+    return any('ARTINSIGHT_RUNS' in cell.source for cell in read(path).cells if cell.cell_type == 'code')
+
 def execute_all(runs, copy, workers=2):
-    "Execute all notebooks in a copy of the project, two at a time; unchanged ones keep their last outputs."
+    """In a copy of the project, execute the notebooks that show runs, two at a time; unchanged ones keep their last
+    outputs. The other notebooks' committed outputs are the same for everybody, and `make test` executes them."""
     names = notebooks(ROOT/'nbs')
     for name in ('artinsight', 'results'): shutil.rmtree(copy/name, ignore_errors=True)
     for old in set(notebooks(copy/'nbs')) - set(names): (copy/'nbs'/old).unlink()
     copy_project(copy, '*.ipynb')
+    for name in names:
+        (copy/'nbs'/name).parent.mkdir(exist_ok=True)
+        if not shows_runs(ROOT/'nbs'/name): shutil.copy(ROOT/'nbs'/name, copy/'nbs'/name)
+    names = [name for name in names if shows_runs(ROOT/'nbs'/name)]
     keys, lock = known_keys(copy/'keys.json'), Lock()
     env = dict(os.environ, ARTINSIGHT_RUNS=str(Path(runs).resolve()), OMP_NUM_THREADS='1')
     def one(name):
@@ -310,17 +319,23 @@ def publish(project):
     print(f'pages built with {program}: open {ROOT/"_docs/index.html"}')
 
 def report():
-    "Painted sample, five quick trainings, notebooks executed in a copy, pages."
-    from artinsight.sample import painted_sample, STUDY_SAMPLE
+    """Five quick trainings, the notebooks that show them executed in a copy, pages. $DATA and $WEIGHTS name other
+    pictures than the painted sample, and other first weights than random ones."""
     started, runs, copy = time.time(), ROOT/'runs', ROOT/'_executed'
+    weights = os.environ.get('WEIGHTS') or 'none'
     def stage(words): say(f'[{time.time() - started:4.0f} s] {words}')
-    stage('painted sample')
-    data = painted_sample(**STUDY_SAMPLE)
-    stage('five quick trainings, from scratch')
+    stage('packages')
+    from artinsight.sample import painted_sample, STUDY_SAMPLE
+    if data := os.environ.get('DATA'): os.environ['ARTINSIGHT_DATA'] = data = str(Path(data).expanduser().resolve())
+    else:
+        stage('painted sample')
+        data = painted_sample(**STUDY_SAMPLE)
+    stage(f'five quick trainings, weights: {weights}')
     code = 'from artinsight.study import artinsight_reproduce as command; command()'
-    options = ['--data', str(data), '--runs', str(runs), '--quick', '--weights', 'none']
-    subprocess.run([sys.executable, '-c', code, *options], check=True, stdout=sys.stderr)
-    stage('notebooks')
+    options = ['--data', str(data), '--runs', str(runs), '--quick', '--weights', weights]
+    done = subprocess.run([sys.executable, '-c', code, *options], stdout=sys.stderr)
+    if done.returncode: sys.exit(done.returncode)  # it has told why
+    stage('notebooks that show runs')
     execute_all(runs, copy)
     stage('pages')
     publish(copy)
