@@ -68,7 +68,7 @@ def layers(
     plain = not any(type(modules[name]) in _ALONG_LAST and len(shape) > 2 for name, shape in given.items())
     for name, shape in given.items():
         module, unseen = modules[name], name not in taller and name not in wider
-        certain = isinstance(module, _PLANES) or plain and unseen
+        certain = isinstance(module, _PLANES) or plain and unseen and 'Adaptive' not in type(module).__name__
         layout = _layout(shape, taller.get(name, shape), wider.get(name, shape), certain)
         if layout: rows.append((name, type(module).__name__, layout, *(shape[layout.index(axis)] for axis in 'chw')))
     return pd.DataFrame(rows, columns=['layer', 'kind', 'layout', 'channels', 'height', 'width'])
@@ -76,7 +76,6 @@ def layers(
 # %% ../../nbs/engine/13_layers.ipynb #default-layer
 def best_layer(table, size, at_least=4):
     "The last layer of a table with enough cells"
-    table = table[~table.kind.str.startswith('Adaptive')]
     side = table[['height', 'width']].min(axis=1)
     if not (side > 1).any():
         raise ValueError(f'no layer of this model has more than one cell at {size} px: use larger pictures')
