@@ -137,8 +137,9 @@ def ahead(
         while waiting: yield waiting.popleft().result()
 
 # %% ../../nbs/engine/02_workers.ipynb #750e1c67
-_WATCH = """import os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+# os.read, since a worker that it forks would wait for the lock of sys.stdin.
+_WATCH = """import os, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 """
 
 @contextmanager
