@@ -38,3 +38,4 @@ from .resnet18 import *
 from .evaluation import *
 from .gradcam import *
 from .study import *
+from .beyond import *

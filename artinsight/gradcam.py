@@ -26,10 +26,10 @@ from .data import CLASSES
 # %% ../nbs/07_gradcam.ipynb #members
 def _members(name, classes):
     "Positions in `classes` of the class, the style or the origin called `name`"
-    found = [i for i, c in enumerate(classes) if name in (c, *c.split('_', 1))]
-    if not found:
+    positions = [i for i, c in enumerate(classes) if name in (c, *c.split('_', 1))]
+    if not positions:
         raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
-    return found
+    return positions
 
 # %% ../nbs/07_gradcam.ipynb #ask
 def ask(
@@ -97,23 +97,26 @@ class GradCAM:
                              f'{", ".join(n for n, _ in model.named_children())}')
 
 # %% ../nbs/07_gradcam.ipynb #6bc7001d
-@patch
-def _row(self:GradCAM, size):
-    "What `layers` says of the layer used for pictures of this size"
-    if size in self.checked: return self.checked[size]
-    table = layers(self.model, size)
+def _mapped_layer(model, name, size):
+    "What `layers` says of a layer, or of the best one without a name; `ValueError` if it has no map of that size"
+    table = layers(model, size)
     best = best_layer(table, size)
-    name = self.layer or best
+    name = name or best
     if name not in set(table.layer):
-        gives = layer_outputs(self.model, *size)[0].get(name, 'nothing')
+        gives = layer_outputs(model, *size)[0].get(name, 'nothing')
         raise ValueError(f'layer {name!r} gives {gives} and has no map with a height and a width: try {best!r}')
     row = table.set_index('layer', drop=False).loc[name]
     if row.height * row.width == 1:
         raise ValueError(f'layer {name!r} has a map of 1x1 at {size[0]}x{size[1]} px: try {best!r}')
-    self.checked[size] = row
     return row
 
 # %% ../nbs/07_gradcam.ipynb #at
+@patch
+def _row(self:GradCAM, size):
+    "What `layers` says of the layer used for pictures of this size"
+    if size not in self.checked: self.checked[size] = _mapped_layer(self.model, self.layer, size)
+    return self.checked[size]
+
 @patch
 def at(self:GradCAM,
     size: tuple,  # (height, width) of the pictures in px
@@ -271,7 +274,7 @@ def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, 
         style=dict(name=styles[0], probability=plain(probs[_members(styles[0], classes)].sum())),
         asked=asked if isinstance(asked, str) else classes[asked], asked_probability=plain(sure),
         layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=plain(peak),
-                border_mass=plain(border), entropy=plain(spread),
+        border_mass=plain(border), entropy=plain(spread),
         map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain

@@ -3,6 +3,7 @@ import numpy as np, pytest
 from scipy import special
 
 from artinsight import evaluation
+from artinsight.beyond import by_generator, factored
 from artinsight.data import STYLES, folder_name
 from artinsight.evaluation import HEADLINES, Predictions, bootstrap, headline_columns, headline_figures
 from artinsight.trust.calibration import calibration, plot_calibration
@@ -54,8 +55,8 @@ def test_one_sided_predictions_have_all_figures(kinds, n):
         record = evaluation.evaluate(target, probs, ids)
         assert record['n'] == n and all(np.isfinite(value).all() for value in record.values())
         told = calibration(p, p)
-        assert told['ece_after'] >= 0 and evaluation.factored(p)['origin_auc'] is None
+        assert told['ece_after'] >= 0 and factored(p)['origin_auc'] is None
         plot_calibration(p, p.soften(2)), evaluation.plot_confusion(p)
         assert not evaluation.ladder({'simple_cnn': p, 'resnet18_base': p}).real.any()
-        assert len(evaluation.by_generator(p)) == 3
+        assert len(by_generator(p)) == 3
         evaluation.plt.close('all')

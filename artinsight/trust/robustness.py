@@ -16,7 +16,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from PIL import Image, ImageFilter, ImageOps
-from .. import evaluation
 
 # %% ../../nbs/trust/04_robustness.ipynb #518be5c7
 from ..engine.augment import normalise
@@ -25,8 +24,9 @@ from ..engine.pictures import decode, squash
 from ..data import choose, fingerprint
 from ..training import read_record
 from ..resnet18 import weights_name
-from ..evaluation import evaluate, factored, load, Predictions
+from ..evaluation import compare, evaluate, load, Predictions
 from ..study import finished, load_experiment, run_experiment
+from ..beyond import factored
 from .shortcuts import each_picture, equalise, jpeg
 
 # %% ../../nbs/trust/04_robustness.ipynb #d0e68dce
@@ -79,7 +79,7 @@ def effect(
     "What a change of the pictures does to a model at fixed weights and thresholds."
     after = Predictions(before.target, probs)
     after.table = before.table  # groups hang on the whole set, and these may be some of its pictures
-    told, old, new = evaluation.compare(before, after), factored(before), factored(after)
+    told, old, new = compare(before, after), factored(before), factored(after)
     errors = {name + place: side[name] for place, side in (('_before', old), ('', new))
               for name in ('human_called_AI', 'AI_called_human')}
     return {'n': told['n'], 'accuracy_before': told['a'], 'accuracy': told['b'], 'drop': -told['difference'],
@@ -239,8 +239,8 @@ def unseen_generator(
     both = {'with': load(run), 'without': load(without)}
     told = {'human_called_AI': {name: factored(test)['human_called_AI'] for name, test in both.items()}}
     for name, figure in (('called_AI', 'origin_accuracy'), ('style', 'style_accuracy')):  # of pictures that are all AI
-        row = evaluation.compare(*(test.take((test.table.generator == maker).to_numpy()) for test in both.values()),
-                                 figure)
+        row = compare(*(test.take((test.table.generator == maker).to_numpy()) for test in both.values()),
+                      figure)
         told[name] = {'with': row['a'], 'without': row['b'], 'change_ci95': [row['low'], row['high']]}
     return told
 
