@@ -63,8 +63,8 @@ def _artist(
     "The artist in a human picture's file name."
     words = stem.split('_')
     if _ARTIST_SLUG.fullmatch(words[0]): return words[0]
-    until = next((place for place, word in enumerate(words) if place and _YEAR.match(word)), 2)
-    return '-'.join(words[:min(until, 2)]).lower()
+    n = 1 if len(words) > 1 and _YEAR.match(words[1]) else 2
+    return '-'.join(words[:n]).lower()
 
 # %% ../nbs/00_data.ipynb #8420d6a3
 def _parse_name(
@@ -78,8 +78,8 @@ def _parse_name(
     style, origin, generator = _parse_folder(folder)
     if origin == 'human': group = _artist(stem)
     else:
-        known = _AI_NAME.fullmatch(stem)
-        group = f"{folder}/{known['seed'] if known else stem}"
+        match = _AI_NAME.fullmatch(stem)
+        group = f"{folder}/{match['seed'] if match else stem}"
     return {'split': split, 'style': style, 'origin': origin, 'generator': generator,
             'class': f'{origin}_{style}', 'group': group}
 
@@ -93,8 +93,8 @@ def describe(
     frame = pd.DataFrame([{'path': str(path), **_parse_name(path)} for path in paths], columns=COLUMNS)
     folder = ['split', 'class', 'generator']
     size = frame.groupby([*folder, 'group']).path.transform('size')
-    spans = (size > .9 * frame.groupby(folder).path.transform('size')) & (size > 5)  # of five, validation takes none
-    frame.loc[spans, 'group'] = frame.path[spans]
+    numbered = (size > .9 * frame.groupby(folder).path.transform('size')) & (size > 5)  # of 5, validation takes none
+    frame.loc[numbered, 'group'] = frame.path[numbered]
     return frame
 
 # %% ../nbs/00_data.ipynb #688e263a
@@ -136,8 +136,8 @@ def choose(
     chosen, short = [], {}
     for (style, _), rows in train.groupby(['style', 'origin']):
         generators = sorted(set(rows.generator))
-        for place, generator in enumerate(generators):
-            wanted, pool = (per_style + place) // len(generators), rows.index[rows.generator == generator]
+        for i, generator in enumerate(generators):
+            wanted, pool = (per_style + i) // len(generators), rows.index[rows.generator == generator]
             draw = np.random.default_rng([seed, STYLES.index(style), GENERATORS.index(generator)])
             chosen.append(pool[draw.permutation(len(pool))[:wanted]])
             if len(pool) < wanted: short[folder_name(style, generator)] = len(pool)
@@ -166,12 +166,12 @@ def split_validation(
     sizes = frame.groupby(['class', 'generator']).size()
     wanted = {part: round(n * fraction) for part, n in sizes.items()}
     draw = np.random.default_rng(seed)
-    if by == 'group': held = grouped_part(frame, wanted, draw)
+    if by == 'group': in_validation = grouped_part(frame, wanted, draw)
     else:
         shuffled = frame.iloc[draw.permutation(len(frame))]
-        place = shuffled.groupby(['class', 'generator']).cumcount().reindex(frame.index)
-        held = (place < [wanted[part] for part in zip(frame['class'], frame.generator)]).to_numpy()
-    return _tell_absent(frame[~held], frame[held])
+        rank = shuffled.groupby(['class', 'generator']).cumcount().reindex(frame.index)
+        in_validation = (rank < [wanted[part] for part in zip(frame['class'], frame.generator)]).to_numpy()
+    return _tell_absent(frame[~in_validation], frame[in_validation])
 
 # %% ../nbs/00_data.ipynb #ff4916f9
 def parts(
@@ -221,19 +221,19 @@ ZIP_BYTES = 10_700_000_000  # its archive; the pictures in it are about as large
 
 def _count_folders(root):
     "How many pictures each folder holds; folders without any are not listed."
-    found = Counter(tuple(path.split('/')[:2]) for path in list_pictures(root, FOLDERS))
-    return pd.DataFrame([(split.lower(), folder, n) for (split, folder), n in found.items()], columns=COUNTS.columns)
+    words = [path.split('/') for path in list_pictures(root, FOLDERS)]
+    counts = Counter((split.lower(), folder) for split, folder, *_ in words)
+    return pd.DataFrame([(*folder, n) for folder, n in counts.items()], columns=COUNTS.columns)
 
 # %% ../nbs/00_data.ipynb #10311cc2
 def _check_counts(root, counts=None):
     "ValueError that names the first folder whose number of pictures is wrong."
-    found = _count_folders(root).rename(columns={'images': 'found'})
-    both = (COUNTS if counts is None else counts).merge(found, on=['split', 'folder'], how='left').fillna({'found': 0})
-    wrong = both[both.images != both.found]
+    counts = (COUNTS if counts is None else counts).set_index(['split', 'folder']).images
+    present = _count_folders(root).set_index(['split', 'folder']).images.reindex(counts.index, fill_value=0)
+    wrong = counts.index[present != counts]
     if len(wrong):
-        first = wrong.iloc[0]
-        there = f'{first.split}/{first.folder} with {int(first.found)} of {first.images} pictures'
-        raise ValueError(f'{len(wrong)} of {len(both)} folders are incomplete, the first is {there}: '
+        first = f"{'/'.join(wrong[0])} with {present[wrong[0]]} of {counts[wrong[0]]} pictures"
+        raise ValueError(f'{len(wrong)} of {len(counts)} folders are incomplete, the first is {first}: '
                          f'delete {root.parent} and run artinsight_download again')
 
 # %% ../nbs/00_data.ipynb #4f86dbc6

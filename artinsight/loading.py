@@ -38,8 +38,8 @@ def epoch_order(
     "The order of an epoch, a function of seed and epoch alone."
     draw = np.random.default_rng([seed, epoch])
     if chunk == 1: return draw.permutation(n)
-    pieces = np.array_split(np.arange(n), range(chunk, n, chunk))
-    order = np.concatenate([pieces[place] for place in draw.permutation(len(pieces))])
+    chunks = np.array_split(np.arange(n), range(chunk, n, chunk))
+    order = np.concatenate([chunks[i] for i in draw.permutation(len(chunks))])
     return np.concatenate([draw.permutation(order[i:i + pool]) for i in range(0, n, pool)])
 
 # %% ../nbs/02_loading.ipynb #a6ff8359
@@ -48,7 +48,7 @@ class Pictures:
     vocab = CategoryMap(CLASSES, sort=False)
     def __init__(self, store, rows):
         rows = np.asarray(rows)
-        self.store, self.slots, self.there = store, store.slots[rows], {CPU: None}
+        self.store, self.slots, self.on_device = store, store.slots[rows], {CPU: None}
         self.targets = torch.from_numpy(pd.Index(CLASSES).get_indexer(store.frame['class'])[rows].astype(np.int64))
         self.chunk = 1 if len(rows) * store.picture_bytes <= FULL_SHUFFLE else CHUNK
     def __len__(self): return len(self.slots)
@@ -56,13 +56,14 @@ class Pictures:
 
 # %% ../nbs/02_loading.ipynb #db56dce0
 @patch
-def batch(self: Pictures, places, device=CPU):
+def batch(self: Pictures, positions, device=CPU):
     "uint8 pictures and targets on `device`; from all pictures there, if a GPU took them at the first batch."
-    slots = self.slots[places]
-    if device not in self.there: self.there[device] = self.store.to_gpu(device)
-    if (there := self.there[device]) is None: x = move(self.store.take(slots), device)
-    else: x = there[move(torch.from_numpy(slots), device)].permute(0, 3, 1, 2)
-    return x, move(self.targets[places], device)
+    slots = self.slots[positions]
+    if device not in self.on_device: self.on_device[device] = self.store.to_gpu(device)
+    pixels = self.on_device[device]
+    if pixels is None: x = move(self.store.take(slots), device)
+    else: x = pixels[move(torch.from_numpy(slots), device)].permute(0, 3, 1, 2)
+    return x, move(self.targets[positions], device)
 
 # %% ../nbs/02_loading.ipynb #aafa58fd
 class BatchLoader(DataLoader):
@@ -87,7 +88,7 @@ def set_epoch(self: BatchLoader, epoch):
 
 @patch
 def get_idxs(self: BatchLoader):
-    "Places of the pictures, in the epoch's order."
+    "Positions of the pictures, in the epoch's order."
     return epoch_order(self.n, self.seed, self.epoch, self.dataset.chunk) if self.shuffle else np.arange(self.n)
 
 # %% ../nbs/02_loading.ipynb #2ac6f415
@@ -110,19 +111,20 @@ def after_iter(self: BatchLoader):
 def finish_pictures(self: BatchLoader, x):
     "Augment, while training, and normalise; on a CPU a few pictures at a time, which stay in its cache."
     steps = self.augment if self.shuffle else ()
-    part = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
+    n = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
     out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
-    for few, place in zip(x.split(part), out.split(part)): normalise(augment_batch(few, steps, self.generator), place)
+    for pictures, result in zip(x.split(n), out.split(n)):
+        normalise(augment_batch(pictures, steps, self.generator), result)
     return out
 
 # %% ../nbs/02_loading.ipynb #6f235a36
 @patch
 def create_batches(self: BatchLoader, samps):
     "Read and finish several small batches at once; for a GPU, and from large stores, a thread reads ahead."
-    several = self.bs * max(CACHE // (self.bs * self.dataset.store.picture_bytes), 1)
-    read = lambda places: self.dataset.batch(np.array(places), self.device)
-    groups = chunked(samps, several)
-    for x, y in ahead(read, groups) if self.device.type == 'cuda' or self.dataset.chunk > 1 else map(read, groups):
+    batches = max(CACHE // (self.bs * self.dataset.store.picture_bytes), 1)  # that are read at once
+    read = lambda positions: self.dataset.batch(np.array(positions), self.device)
+    read_all = ahead if self.device.type == 'cuda' or self.dataset.chunk > 1 else map
+    for x, y in read_all(read, chunked(samps, batches * self.bs)):
         for batch in zip(self.finish_pictures(x).split(self.bs), y.split(self.bs)):
             if len(batch[1]) == self.bs or not self.drop_last: yield batch
 
@@ -156,7 +158,7 @@ def open_store(
     tables: dict,  # as parts returns
     root,  # the data set's folder
     size: int,  # pixels of a side
-):
+) -> Store:
     "The store of all pictures of the tables parts, built or continued if need be."
     chosen = pd.concat(tables.values()).sort_values('path', ignore_index=True)
     return build_store(chosen, root, size, cache_folder() / 'stores')
@@ -167,11 +169,11 @@ def loaders_of(
     tables: dict,  # as data.parts returns
     store,  # of these pictures, at the experiment's size
     device: torch.device | None = None,
-):  # loading.dataloaders
+) -> ArtLoaders:
     "Loaders of a recipe; pictures that could not be decoded are left out. ValueError where a part has none left."
     rows = {name: store.rows(part.path) for name, part in tables.items()}
-    for name, readable in rows.items():
-        if not len(readable):
+    for name, positions in rows.items():
+        if not len(positions):
             raise ValueError(f'not one {name} picture could be read: {len(store.bad)} are damaged, the first is '
                              f'{store.bad.path.iloc[0]}')
     return dataloaders(store, rows['train'], rows['validation'], rows['test'], augment=experiment.augment,

@@ -1,5 +1,6 @@
-"""Does the fast path cost accuracy? The same recipe trained the plain way (every JPEG decoded each epoch, torchvision's
-transforms, float32) and ours.
+"""Does the fast path cost accuracy? The same recipe, trained the plain way and ours.
+
+The plain way decodes every JPEG in each epoch, takes torchvision's transforms, and computes in float32.
 
     python benchmarks/accuracy.py           # writes benchmarks/results/<date>-accuracy-<device>.json
 
@@ -24,13 +25,13 @@ from artinsight.study import build_model, find_experiment
 from artinsight.engine.runs import predict_probs
 from artinsight.training import make_learner
 from peers import WORKERS, folder
-from run import HERE, about, device_name, say
+from run import device_name, environment, HERE, say
 
 
 def plain(experiment, model, root):
     "A plain script's training; test probabilities, targets and paths."
-    train, test = (folder(root / part, experiment.size, augment)
-                   for part, augment in (('train', experiment.augment), ('test', ())))
+    train = folder(root / 'train', experiment.size, experiment.augment)
+    test = folder(root / 'test', experiment.size)
     optimiser = torch.optim.SGD(model.parameters(), experiment.lr, momentum=experiment.momentum)
     model.train()
     for _ in range(experiment.epochs):
@@ -65,8 +66,9 @@ def measure(size, seeds, epochs, root, store_folder):
         for name, train in (('plain', plain), ('artinsight', lambda *args: ours(*args, store_folder))):
             torch.manual_seed(seed)
             begin = time.perf_counter()
-            sides[name].append(train(experiment, build_model(experiment, 'none'), root))
-            say(f'{size} px, seed {seed}, {name}: accuracy {sides[name][-1].right.mean():.3f}, '
+            predictions = train(experiment, build_model(experiment, 'none'), root)
+            sides[name].append(predictions)
+            say(f'{size} px, seed {seed}, {name}: accuracy {predictions.right.mean():.3f}, '
                 f'{time.perf_counter() - begin:.0f} s')
     return {'size': size, 'epochs': epochs, 'seeds': list(seeds), 'precision': pick_precision('cpu', size).name,
             **compare(sides['plain'], sides['artinsight'])}
@@ -86,7 +88,7 @@ def main():
     for row in rows:
         say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to '
             '{high:+.3f}'.format(**row))
-    result = {**about(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch',
+    result = {**environment(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch',
               'accuracy': rows, 'seconds': time.perf_counter() - begin}
     file = HERE / 'results' / f"{result['date']}-accuracy-{device_name(result)}.json"
     with atomic_write(file) as out: Path(out).write_text(json.dumps(result, indent=1) + '\n')

@@ -203,7 +203,7 @@ def test_a_loader_makes_up_its_mind_once(device, store, monkeypatch, answers):
 def test_loaders_of_a_store_share_one_copy(device, store):
     dls = loaders(store, 'cuda:0')
     for batches in dls.loaders: list(batches)
-    assert len({id(batches.dataset.there[torch.device('cuda:0')]) for batches in dls.loaders}) == 1
+    assert len({id(batches.dataset.on_device[torch.device('cuda:0')]) for batches in dls.loaders}) == 1
 
 
 def test_stores_of_five_runs_leave_the_device(device, frame, tmp_path, monkeypatch):

@@ -303,7 +303,7 @@ def test_a_store_below_home(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     frame = data.index(tiny)
     store = build_store(frame, '~/tiny', 32, '~/stores', workers=1, progress=False)
-    assert store.folder.parent == tmp_path/'stores' and len(store) == len(frame)
+    assert store.file.parent.parent == tmp_path/'stores' and len(store) == len(frame)
 
 # The store
 
@@ -311,17 +311,18 @@ def test_a_store_below_home(tiny, tmp_path, monkeypatch):
 def test_damaged_store_is_found_and_rebuilt(tiny, tmp_path, capsys, how):
     frame = data.index(tiny)
     good = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
-    before, journal = good.file.read_bytes(), good.journal.read_text()
-    spoiled = bytearray(before)
-    if how == 'flipped': spoiled[len(before)//2] ^= 4
+    journal = good.file.with_name('blocks.jsonl')
+    pixels, lines = good.file.read_bytes(), journal.read_text()
+    spoiled = bytearray(pixels)
+    if how == 'flipped': spoiled[len(pixels)//2] ^= 4
     if how == 'truncated': spoiled = spoiled[:-5000]
     if how == 'longer': spoiled += b'x'*100
     good.file.write_bytes(spoiled)
-    if how == 'journal': good.journal.write_text(journal[:len(journal)//2])
-    if how == 'no journal': good.journal.unlink()
+    if how == 'journal': journal.write_text(lines[:len(lines)//2])
+    if how == 'no journal': journal.unlink()
     capsys.readouterr()
     again = build_store(frame, tiny, 32, tmp_path/'store', workers=1)
-    assert again.file.read_bytes() == before and again.journal.read_text() == journal
+    assert again.file.read_bytes() == pixels and journal.read_text() == lines
     if how in ('flipped', 'truncated'): assert 'are damaged: decoding them again' in capsys.readouterr().err
 
 def test_no_space_for_the_store(tiny, tmp_path):

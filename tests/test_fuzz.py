@@ -249,9 +249,9 @@ def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):
     "Whatever the journal says, the pixels are those of the pictures."
     frame, root, folder = small_store
     store = build_store(frame, root, 8, folder, workers=1, progress=False)
-    pixels, journal = store.file.read_bytes(), store.journal.read_bytes()
-    store.journal.write_bytes(damage(journal, flips, cut) if lines is None
-                              else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
+    journal, pixels = store.file.with_name('blocks.jsonl'), store.file.read_bytes()
+    journal.write_bytes(damage(journal.read_bytes(), flips, cut) if lines is None
+                        else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
     again = build_store(frame, root, 8, folder, workers=1, progress=False)
     assert again.file.read_bytes() == pixels and list(again.bad.path) == ['train/baroque/a_3.png']
 

@@ -67,11 +67,11 @@ def turn(
 ) -> torch.Tensor:  # uint8 (n, 3, size, size)
     "Flip, then rotate about the centre (nearest pixel, black outside), in Pillow's fixed-point arithmetic."
     n, size = len(x), x.shape[-1]
-    framed = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # a black frame of one pixel
+    framed = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # by a black pixel
     columns, rows = _source(size, degrees, hflip, vflip)
-    place = _corner_sum(*columns, size, x.device).add_(_corner_sum(*rows, size, x.device), alpha=size + 2)
-    place += torch.arange(n, device=x.device, dtype=torch.int32).view(n, 1, 1) * (size + 2) ** 2
-    return framed.flatten(0, 2).index_select(0, place.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
+    source = _corner_sum(*columns, size, x.device).add_(_corner_sum(*rows, size, x.device), alpha=size + 2)
+    source += torch.arange(n, device=x.device, dtype=torch.int32).view(n, 1, 1) * (size + 2) ** 2
+    return framed.flatten(0, 2).index_select(0, source.flatten()).view(n, size, size, 3).permute(0, 3, 1, 2)
 
 # %% ../../nbs/engine/09_augment.ipynb #0e141ec0
 def draw_boxes(
@@ -109,8 +109,10 @@ def _turn_hue(x, shift):
     "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns, in place: to HSV and back."
     r, g, b = x.unbind(1)
     value, low = r.maximum(g), r.minimum(g)
-    torch.maximum(value, b, out=value), torch.minimum(low, b, out=low)
-    scale = (chroma := value - low).clamp(min=1e-6).reciprocal_()
+    torch.maximum(value, b, out=value)
+    torch.minimum(low, b, out=low)
+    chroma = value - low
+    scale = chroma.clamp(min=1e-6).reciprocal_()
     # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.
     red, green = (torch.eq(channel, value, out=torch.empty_like(value)) for channel in (r, g))
     hue = (r - g).mul_(scale).add_(4).lerp_((b - r).mul_(scale).add_(2), green).lerp_((g - b).mul_(scale), red)
@@ -139,16 +141,16 @@ def colour_jitter(
 ) -> torch.Tensor:  # float, same shape
     "Brightness, contrast, saturation and hue, each picture in its own order."
     hue_step = (order == 3).int().argmax(1)
-    place = hue_step.argsort()  # by the step at which their hue turns: those of a step are neighbours
+    by_step = hue_step.argsort()  # pictures whose hue turns at the same step become neighbours
     parts = hue_step.bincount(minlength=4).tolist()
     blends = order[order != 3].view(-1, 3)
-    numbers = factors.gather(1, blends)[place], blends[place], factors[place, 3]
-    x = x.index_select(0, move(place, x.device)).to(torch.float32, memory_format=torch.contiguous_format)
-    factor, operation, turns = (move(values, x.device) for values in numbers)
-    for step, (some, shift) in enumerate(zip(x.split(parts), turns.split(parts))):
+    draws = factors.gather(1, blends)[by_step], blends[by_step], factors[by_step, 3]
+    x = x.index_select(0, move(by_step, x.device)).to(torch.float32, memory_format=torch.contiguous_format)
+    factor, operation, turns = (move(values, x.device) for values in draws)
+    for step, (pictures, shift) in enumerate(zip(x.split(parts), turns.split(parts))):
         if step: _blend(x, factor[:, step - 1], operation[:, step - 1])
-        _turn_hue(some, shift)
-    return x.index_select(0, move(place.argsort(), x.device))
+        _turn_hue(pictures, shift)
+    return x.index_select(0, move(by_step.argsort(), x.device))
 
 # %% ../../nbs/engine/09_augment.ipynb #e7ece05f
 def _random_crop(x, generator): return crop(x, draw_boxes(len(x), x.shape[-1], generator))
