@@ -89,7 +89,7 @@ COLUMNS = ['path', 'split', 'style', 'origin', 'generator', 'class', 'group']
 def describe(
     paths,  # relative paths, as in the index
 ) -> pd.DataFrame:  # one row a path, in the same order; columns as COLUMNS
-    "A table of what the paths say; ValueError as `_parse_name`."
+    "A table of what the paths say; ValueError where one is not a path like ours."
     frame = pd.DataFrame([{'path': str(path), **_parse_name(path)} for path in paths], columns=COLUMNS)
     folder = ['split', 'class', 'generator']
     size = frame.groupby([*folder, 'group']).path.transform('size')

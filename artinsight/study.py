@@ -28,7 +28,7 @@ from .sample import painted_sample, STUDY_SAMPLE
 from .loading import describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, load_model, PRETRAINED, VARIANTS, weights_name
+from .resnet18 import build_model, PRETRAINED, VARIANTS, weights_name
 from .evaluation import bootstrap, evaluate, ladder, Predictions, results_table
 
 # %% ../nbs/08_study.ipynb #efab1d64

@@ -127,8 +127,9 @@ def test_bad_runs(script, tmp_path, sample, name, what):
     every script."""
     if not importlib.util.find_spec(SCRIPTS[name].split(':')[0]):
         pytest.skip(f'{name} is declared, its module is not here')
-    run, record = tmp_path/'run', dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment={}, weights='none',
-                                       data={}, validation={}, test={})
+    run = tmp_path/'run'
+    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment={}, weights='none', data={},
+                  validation={}, test={})
     if what != 'missing': run.mkdir()
     if what == 'older': record['format'] = 0
     if what == 'other classes': record['classes'] = ['cat', 'dog']

@@ -11,7 +11,7 @@ from artinsight.data import CLASSES
 from artinsight.gradcam import GradCAM, layers
 from artinsight.engine.augment import normalise
 from artinsight.engine.inference import soften
-from artinsight.study import load_model
+from artinsight.resnet18 import load_model
 from artinsight.use import explain
 from artinsight.use.explain import explain_files
 from artinsight.use.predict import load_run, read_some

@@ -14,12 +14,7 @@ from pathlib import Path
 from .files import user_path
 
 # %% ../../nbs/engine/03_download.ipynb #fc5608e1
-def _check_space(
-    cache: Path,  # where the archive and the pictures will stand
-    archive: Path,  # the archive, perhaps half there
-    pictures: Path,  # the folder that it is unpacked in, perhaps half there
-    size: int,  # bytes of the archive; the pictures in it take about as many again
-):
+def _check_space(cache: Path, archive: Path, pictures: Path, size: int):
     "OSError where archive and pictures do not fit side by side."
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     there = [file.stat().st_size for file in [archive, *pictures.rglob('*')] if file.is_file()]

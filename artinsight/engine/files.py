@@ -11,33 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/engine/00_files.ipynb #69f45a29
-def user_path(
-    path,  # a path as a user gave it: text or Path
-) -> Path:  # with ~ spelled out
+def user_path(path) -> Path:  # with ~ spelled out
     "The one way from what a user typed to a path; FileNotFoundError where there is no home folder."
     path = os.path.expanduser(path)
     if str(path).partition('/')[0] == '~':
         raise FileNotFoundError(f'no home folder for {path}: name a full path (for the cache: ARTINSIGHT_CACHE)')
     return Path(path)
 
-def printable(
-    name,  # a file's name or path, as odd as it may be
-) -> str:  # on one line, for any console that can print ASCII or its own letters
+def printable(name) -> str:  # on one line, for any console that can print ASCII or its own letters
     "The name with line ends, control characters and bytes that are no text spelled out, as in \\n."
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 # %% ../../nbs/engine/00_files.ipynb #b9e6bf82
-def discard(
-    path: Path,  # a file or a folder, or nothing
-):
-    "Remove it, whatever it is."
+def discard(path: Path):
+    "Remove a file or a folder, or nothing."
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
 @contextmanager
-def atomic_write(
-    path,  # where the file or folder shall stand
-):
+def atomic_write(path):
     "Give a temporary path beside `path`, whose name is short; rename it to `path` at the end, remove it on an error."
     path = Path(path)
     temporary = path.with_name(f'.{path.name[:20]}.{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part')
@@ -47,9 +39,7 @@ def atomic_write(
     finally: discard(temporary)
 
 # %% ../../nbs/engine/00_files.ipynb #b9e6bf83
-def is_running(
-    process: int,  # its number
-) -> bool:  # where one cannot tell: True
+def is_running(process: int) -> bool:  # where one cannot tell: True
     "Whether a process is alive on this machine."
     if os.name != 'posix': return True
     try: os.kill(process, 0)
@@ -57,9 +47,7 @@ def is_running(
     except (OSError, OverflowError): return True
     return True
 
-def sweep(
-    folder: Path,  # where atomic_write has written
-):
+def sweep(folder: Path):
     "Remove what writers left there that were killed."
     for left in folder.glob('.*.part'):
         if (process := re.search(r'\.(\d+)\.part$', left.name)) and not is_running(int(process[1])): discard(left)

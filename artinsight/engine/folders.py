@@ -17,16 +17,12 @@ from .pictures import is_hidden, scan_folder, tell_others
 HALVES = ('train', 'test')
 _ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.zst', '.7z', '.rar')
 
-def subfolders(
-    folder: Path,  # a folder
-) -> list:  # names, sorted; none where it may not be read
+def subfolders(folder: Path) -> list:  # names, sorted; none where it may not be read
     "Its folders, without hidden ones and those of an operating system."
     try: return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_dir())
     except PermissionError: return []
 
-def halves(
-    root: Path,  # perhaps a data set's folder
-) -> list:  # names of its folders train and test, as they are spelled
+def halves(root: Path) -> list:  # names of its folders train and test, as they are spelled
     "The two folders of a data set that are there."
     return [name for name in subfolders(root) if name.lower() in HALVES]
 
@@ -43,9 +39,7 @@ def _no_data_set(path):
     return FileNotFoundError(f'{path}: {hint}')
 
 # %% ../../nbs/engine/05_folders.ipynb #9a2af2c1
-def find_root(
-    path,  # the data set's folder, or the one that it was unpacked in
-) -> Path:  # the folder that holds train and test
+def find_root(path) -> Path:  # the folder that holds train and test
     "The folder that holds `train` or `test`, up to two deeper; FileNotFoundError or ValueError where there is not one."
     path = user_path(path)
     level = [path] if path.is_dir() else []
@@ -68,17 +62,13 @@ def _known_folders(half, known):
     return folders
 
 # %% ../../nbs/engine/05_folders.ipynb #af471d0a
-def list_pictures(
-    root: Path,  # the folder that holds train and test
-    known,  # names that folders in them may have
-) -> list:  # sorted relative paths
-    "Relative paths of all pictures, other files named on standard error; ValueError for an unknown folder."
+def list_pictures(root: Path, known) -> list:  # sorted relative paths
+    "Relative paths of all pictures, other files named on standard error; ValueError for a folder that is not `known`."
     paths, others = [], []
     for split in halves(root):
-        folders = _known_folders(root / split, known)
         loose = [entry.name for entry in os.scandir(root / split) if not (is_hidden(entry.name) or entry.is_dir())]
         others += [f'{split}/{name}' for name in loose]
-        for folder in folders:
+        for folder in _known_folders(root / split, known):
             pictures, rest = scan_folder(root / split / folder)
             paths += [f'{split}/{folder}/{name}' for name in pictures]
             others += [f'{split}/{folder}/{name}' for name in rest]

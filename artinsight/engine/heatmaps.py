@@ -11,11 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 # %% ../../nbs/engine/14_heatmaps.ipynb #enlarge
-def enlarge(
-    maps,  # (n, h, w)
-    size: tuple,  # (height, width) in px
-) -> torch.Tensor:  # (n, height, width)
-    "Maps at another resolution, bilinearly"
+def enlarge(maps, size: tuple) -> torch.Tensor:
+    "Maps (n, h, w) at another resolution (height, width), bilinearly."
     return F.interpolate(torch.as_tensor(maps, dtype=torch.float32)[:, None], tuple(size), mode='bilinear')[:, 0]
 
 # %% ../../nbs/engine/14_heatmaps.ipynb #overlay
@@ -42,8 +39,8 @@ def _show(ax, image, title):
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=7)
 
-def _colour_bar(fig, **where):
-    bar = fig.colorbar(mpl.cm.ScalarMappable(cmap='viridis'), **where)
+def _colour_bar(fig, axes):
+    bar = fig.colorbar(mpl.cm.ScalarMappable(cmap='viridis'), axes)
     bar.set_label("share of the map's own maximum", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
@@ -63,28 +60,31 @@ def _nothing(text):
     return fig
 
 # %% ../../nbs/engine/14_heatmaps.ipynb #map-grid
+def _show_map(ax, image, heat, opacity, note):
+    "A picture under its map; without a veil, but with a label, where the map is empty."
+    if heat.any(): return _show(ax, overlay(image, heat, opacity), note)
+    _show(ax, _hwc(image), note)
+    ax.text(.5, .5, EMPTY, transform=ax.transAxes, ha='center', va='center', fontsize=7,
+            bbox=dict(fc='white', ec='none'))
+
+# %% ../../nbs/engine/14_heatmaps.ipynb #b9b0b72d
 def map_grid(
     images: torch.Tensor,  # uint8 (n, 3, s, s)
     rows: dict,  # name of a row (a question, a model) -> its maps (n, h, w)
     heads: list,  # n captions above the pictures
     notes: dict = None,  # name of a row -> n captions of up to two lines above its maps
     opacity: float = .5,  # of the maps
-)->Figure:
-    "Pictures across, and below each its maps; without pictures, a figure that says so"
+) -> Figure:
+    "Pictures across, and below each its maps; without pictures, a figure that says so."
     if not len(images): return _nothing('there is no such picture')
-    names = max(1 + name.count('\n') for name in rows)   # lines beside a row
+    names = max(1 + name.count('\n') for name in rows)  # lines beside a row
     fig, axs, bar = _grid(len(images), [1 + max(t.count('\n') for t in heads), *(2 for _ in rows)], .1 + .15 * names)
-    for ax,image,head in zip(axs[0], images, heads): _show(ax, _hwc(image), head)
-    for line,(name,maps) in zip(axs[1:], rows.items()):
+    for ax, image, head in zip(axs[0], images, heads): _show(ax, _hwc(image), head)
+    for line, (name, maps) in zip(axs[1:], rows.items()):
         line[0].set_ylabel(name, fontsize=9)
-        for j, ax in enumerate(line):
-            empty = not maps[j].any()
-            _show(ax, _hwc(images[j]) if empty else overlay(images[j], maps[j], opacity), notes[name][j] if notes
-                  else '')
-            if empty:
-                ax.text(.5, .5, EMPTY, transform=ax.transAxes, ha='center', va='center', fontsize=7,
-                        bbox=dict(fc='white', ec='none'))
-    _colour_bar(fig, cax=bar)
+        texts = notes[name] if notes else [''] * len(images)
+        for ax, image, heat, note in zip(line, images, maps, texts): _show_map(ax, image, heat, opacity, note)
+    _colour_bar(fig, bar)
     return fig
 
 # %% ../../nbs/engine/14_heatmaps.ipynb #statistics
@@ -126,26 +126,31 @@ def _scale_beside(page, x, y, side):
     page.paste(label.rotate(90, expand=True), (x + 40, y))
 
 # %% ../../nbs/engine/14_heatmaps.ipynb #explanation-picture
+def _classes_beside(page, x, y, side, classes):
+    "Bars of the top classes, one below the other."
+    draw = ImageDraw.Draw(page)
+    for i, row in enumerate(classes):
+        middle, end = y + side * (i + .5) / len(classes), x + 110 * row['probability']
+        draw.rectangle((x, middle - 12, end, middle + 12), '#35608d')
+        _write(draw, (x - 8, middle), row['class'], 'rm')
+        _write(draw, (end + 6, middle), f"{row['probability']:.0%}", 'lm')
+
+# %% ../../nbs/engine/14_heatmaps.ipynb #1406d312
 def explanation_picture(
     image,  # uint8 (3, s, s) or (s, s, 3), of any size
     answer: dict,  # from explain
     opacity: float = .5,  # of the map
 ) -> Image.Image:  # RGB; save it with .save(path)
-    "Picture, map and top classes, side by side"
-    page, side, top = Image.new('RGB', (950, 325), 'white'), 256, 52
-    draw = ImageDraw.Draw(page)
-    seen = _hwc(image)   # an empty map paints nothing: a veil of one colour would look like an answer
-    marked = seen if answer['empty'] else overlay(seen, np.array(answer['map']), opacity)
-    for x, shown in ((10, seen), (288, marked)): page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
+    "Picture, map and top classes, side by side."
+    page, side, top, image, empty = Image.new('RGB', (950, 325), 'white'), 256, 52, _hwc(image), answer['empty']
+    marked = image if empty else overlay(image, np.array(answer['map']), opacity)  # a veil would look like an answer
+    for x, shown in ((10, image), (288, marked)): page.paste(Image.fromarray(shown).resize((side, side)), (x, top))
     high, wide = answer['map_size']
-    note = EMPTY.replace('\n', ' ') if answer['empty'] else f"layer {answer['layer']!r}, {high}x{wide} cells"
+    note = EMPTY.replace('\n', ' ') if empty else f"layer {answer['layer']!r}, {high}x{wide} cells"
+    draw = ImageDraw.Draw(page)
     _write(draw, (138, top - 6), f"said {answer['predicted']}, {answer['probability']:.0%}", 'md')
     _write(draw, (416, top - 24), f"why {answer['asked']}? ({answer['asked_probability']:.0%})", 'md')
     _write(draw, (416, top - 6), note, 'md')
     _scale_beside(page, 552, top, side)
-    for i, told in enumerate(answer['top']):
-        y, end = top + side * (i + .5) / len(answer['top']), 792 + 110 * told['probability']
-        draw.rectangle((792, y - 12, end, y + 12), '#35608d')
-        _write(draw, (784, y), told['class'], 'rm')
-        _write(draw, (end + 6, y), f"{told['probability']:.0%}", 'lm')
+    _classes_beside(page, 792, top, side, answer['top'])
     return page

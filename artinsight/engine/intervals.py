@@ -16,13 +16,12 @@ def draw(
     figures,  # function from sums (sets, columns) to figures (sets, figures)
     resamples: int = 2000,
     seed: int = 0,
-# figures of the whole set (figures,), of resampled ones (resamples, figures), and without each group (groups, figures)
-) -> tuple:
+) -> tuple:  # figures: of the set, of resampled ones (resamples, figures), without each group (groups, figures)
     "Figures of a set, of as many groups drawn from it with replacement, and with each group left out."
     sums = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes))))) @ sparse.csr_array(columns)
     rng, groups, drawn = np.random.default_rng(seed), sums.shape[0], []
-    for some in np.array_split(np.arange(resamples), -(-resamples * groups // 2_000_000)):
-        picks = rng.integers(groups, size=(len(some), groups)) + groups * np.arange(len(some))[:, None]
+    for sets in np.array_split(np.arange(resamples), -(-resamples * groups // 2_000_000)):
+        picks = rng.integers(groups, size=(len(sets), groups)) + groups * np.arange(len(sets))[:, None]
         weights = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape).astype(float)
         drawn.append(figures((sums.T @ weights.T).T))
     whole = np.asarray(sums.sum(0))[None]
@@ -43,9 +42,8 @@ def interval(
     error = left_out.std(0) * np.sqrt(len(left_out) - 1)
     half = np.hypot(error * stats.t.ppf(.975, groups - 1), spread) if groups >= 1.5 else np.inf * ones
     start = np.where(fraction, special.logit(np.clip(value, 1e-9, 1 - 1e-9)), value)
-    ends = start + (value - draws.mean(0) + np.outer([-1, 1],
-                                                     half)) / np.where(fraction, np.clip(value * (1 - value), 1e-9, 1),
-                                                                       1)
+    slope = np.where(fraction, np.clip(value * (1 - value), 1e-9, 1), 1)
+    ends = start + (value - draws.mean(0) + np.outer([-1, 1], half)) / slope
     bound = .025 ** (1 / groups)  # of a fraction that was always 1
     certain = [fraction & (value >= 1), fraction & (value <= 0)]
     return np.select(certain, [np.outer([bound, 1], ones), np.outer([0, 1 - bound], ones)],
@@ -73,18 +71,12 @@ def error_bars(value: float, error: float) -> list:
     return [value - 1.96 * error, value + 1.96 * error]
 
 # %% ../../nbs/engine/15_intervals.ipynb #2cc385c4
-def balanced(
-    truth: np.ndarray,  # (n,) labels
-    guess: np.ndarray,  # (n,) labels
-    groups,  # (n,) names of what is drawn together
-) -> tuple:  # balanced accuracy 0..1, its standard error
+def balanced(truth: np.ndarray, guess: np.ndarray, groups) -> tuple:
     "The mean of the classes' recalls, with its error by group."
     tries = (truth[:, None] == np.unique(truth)).astype(float)
     return grouped(tries * (guess == truth)[:, None], tries, groups)
 
 # %% ../../nbs/engine/15_intervals.ipynb #bc175cc4
-def percent(
-    fraction: float,  # 0..1
-) -> str:
-    "A fraction in words of a hundred."
+def percent(fraction: float) -> str:
+    "A fraction, 0..1, in words of a hundred."
     return f'{100 * fraction:.3g} %'

@@ -24,21 +24,26 @@ def evaluating(model):
         for m in training: m.training = True
 
 # %% ../../nbs/engine/13_layers.ipynb #cfe33e01
+def _note(given, name):
+    "A forward hook that notes what a layer gives: a shape, or a type's name; of one that is called twice, the last."
+    thread = get_ident()  # the same model may be at work in other threads
+    def hook(layer, _, output):
+        if get_ident() != thread: return
+        given.pop(name, None)
+        real = torch.is_tensor(output) and output.is_floating_point()
+        given[name] = tuple(output.shape) if real else str(getattr(output, 'dtype', type(output).__name__))
+    return hook
+
+# %% ../../nbs/engine/13_layers.ipynb #1945fa98
 def layer_outputs(model, h, w):
-    "What each layer gives for a blank picture: name -> shape, or a type's name; and the error that ended the pass"
-    given, thread = {}, get_ident()  # the same model may be at work in other threads
-    def note(name):
-        def hook(m, _, out):
-            if get_ident() != thread: return
-            given.pop(name, None)   # of a layer that is called twice, the last call
-            real = torch.is_tensor(out) and out.is_floating_point()
-            given[name] = tuple(out.shape) if real else str(getattr(out, 'dtype', type(out).__name__))
-        return hook
-    handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
+    "What each layer gives for a blank picture: name -> shape, or a type's name; and the error that ended the pass."
+    given = {}
+    handles = [layer.register_forward_hook(_note(given, name)) for name, layer in model.named_modules() if name]
     try:
         with evaluating(model), torch.no_grad(): model(next(model.parameters()).new_zeros(1, 3, h, w))
-    except (RuntimeError, ValueError, AssertionError) as e: return given, e
-    finally: [o.remove() for o in handles]
+    except (RuntimeError, ValueError, AssertionError) as error: return given, error
+    finally:
+        for handle in handles: handle.remove()
     return given, None
 
 # %% ../../nbs/engine/13_layers.ipynb #c5b5b64e

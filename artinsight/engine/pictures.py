@@ -23,9 +23,7 @@ PICTURE_ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.
                    '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.avif', '.heic', '.heif', '.jxl', '.jp2', '.j2k', '.jpx')
 _SYSTEM_NAMES = ('__macosx', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', '@eadir', '$recycle.bin', 'lost+found')
 
-def is_hidden(
-    name: str,  # of a file or folder, without its path
-) -> bool:
+def is_hidden(name: str) -> bool:
     "Whether a name is hidden, or an operating system's own."
     return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
@@ -34,9 +32,7 @@ def _is_special(path):
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 # %% ../../nbs/engine/04_pictures.ipynb #a2e7562e
-def scan_folder(
-    folder,  # a folder
-) -> tuple:  # (pictures, others): relative paths, each sorted
+def scan_folder(folder) -> tuple:  # (pictures, others): relative paths, each sorted
     "All that is below a folder, told apart by endings; nothing hidden, and links to folders are not followed."
     pictures, others, waiting = [], [], ['']
     while waiting:
@@ -51,18 +47,13 @@ def scan_folder(
     return sorted(pictures), sorted(others)
 
 # %% ../../nbs/engine/04_pictures.ipynb #5466e779
-def tell_others(
-    folder,  # where they are
-    others: list,  # relative paths
-):
-    "One line on standard error about files that are not read."
+def tell_others(folder, others: list):
+    "One line on standard error about files below a folder that are not read."
     if not others: return
     named = ', '.join(map(printable, others[:3])) + ', ...' * (len(others) > 3)
     print(f'{printable(folder)}: {len(others)} without the ending of a picture, not read: {named}', file=sys.stderr)
 
-def picture_files(
-    folder,  # a folder
-) -> list:  # of Path, sorted
+def picture_files(folder) -> list:  # of Path, sorted
     "The pictures below a folder, by their endings; nothing hidden; other files are named on standard error."
     folder = user_path(folder)
     pictures, others = scan_folder(folder)
@@ -107,20 +98,14 @@ def _named(names, head):
     return next((name for name, pattern in names.items() if re.match(pattern, head, re.DOTALL)), None)
 
 # %% ../../nbs/engine/04_pictures.ipynb #7922bb58
-def _white(
-    im: Image.Image,  # as _grey takes it
-    values: np.ndarray,  # its pixels
-    bits: int,  # of each
-) -> float:  # the number that is white
+def _white(im: Image.Image, values: np.ndarray, bits: int) -> float:  # the number that is white
     "The largest number of so many bits; where they do not say, the smallest usual one that holds all pixels."
     if bits < 32 and im.mode != 'F': return 2 ** bits - 1
     usual = (1, 255, 65535, 2 ** 31 - 1, 2 ** 32 - 1)
     return next((white for white in usual if values.max() <= 1.25 * white), usual[-1])  # resampling may overshoot
 
 # %% ../../nbs/engine/04_pictures.ipynb #4c2d3af7
-def _grey(
-    im: Image.Image,  # a loaded picture of more than 8 bits, signed or of floats
-) -> Image.Image:  # mode L, or LA where one grey is transparent
+def _grey(im: Image.Image) -> Image.Image:  # mode L, or LA where one grey is transparent
     "What the format calls white becomes 255; what is below black, black."
     tags, stored = getattr(im, 'tag_v2', {}), np.asarray(im)
     bits = tags.get(258, [16 if im.mode.startswith('I;') or im.format == 'PPM' else 32])[0]  # BitsPerSample
@@ -143,9 +128,7 @@ def _fit_transparency(im, raw):
     elif bits and key is not None and key < 2 ** bits: im.info['transparency'] = key * 255 // (2 ** bits - 1)
 
 # %% ../../nbs/engine/04_pictures.ipynb #e7d565a6
-def to_rgb(
-    im: Image.Image,  # a picture of any mode
-) -> Image.Image:  # mode RGB, 8 bit, upright
+def to_rgb(im: Image.Image) -> Image.Image:  # mode RGB, 8 bit, upright
     "Turn upright by EXIF, scale deeper pixels to 8 bits, lay transparent parts on white, convert to RGB."
     raw = im.tile[0][3] if im.format == 'PNG' and im.tile else None
     im.load()
@@ -168,10 +151,7 @@ def _head(path):
     return path.read(512)
 
 # %% ../../nbs/engine/04_pictures.ipynb #98de1031
-def _why_bad(
-    path,  # the file
-    error: Exception,  # what Pillow raised
-) -> str:  # a few words
+def _why_bad(path, error: Exception) -> str:  # a few words
     "The reason that a file cannot be read as a picture."
     if isinstance(error, Image.DecompressionBombError): return f'too large to decode: {error}'
     if isinstance(error, OSError) and error.errno: return error.strerror.lower()
@@ -227,9 +207,7 @@ def _read(file, path):
             return to_rgb(im)
 
 # %% ../../nbs/engine/04_pictures.ipynb #dfb3268d
-def open_picture(
-    path,  # a file's path, or an open binary file
-) -> Image.Image:  # mode RGB, upright
+def open_picture(path) -> Image.Image:  # mode RGB, upright
     "Read one picture; BadPicture names the file and says what is wrong with it."
     try:
         try: return _read(path, path)
@@ -243,18 +221,12 @@ def open_picture(
 # %% ../../nbs/engine/04_pictures.ipynb #4816fef9
 SQUASH = 256  # pixels; every picture passes through this size, whatever generator made it
 
-def squash(
-    im: Image.Image,  # an RGB picture
-    size: int,  # pixels
-) -> Image.Image:  # size x size
-    "Squash to 256 x 256, then to `size`, each time by antialiased bilinear resampling."
+def squash(im: Image.Image, size: int) -> Image.Image:
+    "Squash an RGB picture to 256 x 256, then to `size`, each time by antialiased bilinear resampling."
     for side in (SQUASH, size):
         if im.size != (side, side): im = im.resize((side, side), Image.Resampling.BILINEAR)
     return im
 
-def decode(
-    path,  # a file's path, or an open binary file
-    size: int,  # pixels
-) -> np.ndarray:  # uint8 (size, size, 3)
-    "The reference path from file to pixels; BadPicture for what is none."
+def decode(path, size: int) -> np.ndarray:  # uint8 (size, size, 3)
+    "The reference path from a file, by its path or open, to pixels; BadPicture for what is none."
     return np.asarray(squash(open_picture(path), size))

@@ -18,19 +18,14 @@ from fastai.torch_core import default_device
 # %% ../../nbs/engine/08_precision.ipynb #e8583fba
 CPU = torch.device('cpu')
 
-def move(
-    x: torch.Tensor,  # on the CPU, or already there
-    device: torch.device,  # where it is wanted
-) -> torch.Tensor:  # there
+def move(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     "The one way to a device: CUDA copies later, from pinned memory; for any other the copy is waited for."
     if device.type == 'cuda' and x.device.type == 'cpu': return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 # %% ../../nbs/engine/08_precision.ipynb #0d37b298
-def find_device(
-    name: str | None = None,  # 'cpu', 'cuda', 'mps', 'cuda:1'; None: the best one there is
-) -> torch.device:
-    "A device by name; ValueError for one that is unknown or not here."
+def find_device(name: str | None = None) -> torch.device:
+    "A device by name, such as 'cuda:1', or the best one there is; ValueError for one that is unknown or not here."
     try:
         device = torch.device(name) if name else default_device()
         torch.zeros(1, device=device)

@@ -15,10 +15,8 @@ from multiprocessing.connection import wait
 import torch
 
 # %% ../../nbs/engine/02_workers.ipynb #c9c6ca88
-def keep_freed_memory(
-    megabytes: int = 64,  # free memory that the process may keep
-):
-    "Ask glibc not to return freed blocks to the kernel at once; elsewhere nothing happens."
+def keep_freed_memory(megabytes: int = 64):
+    "Ask glibc to keep so many megabytes of freed blocks, not to return them at once; elsewhere nothing happens."
     with suppress(AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # numbers from glibc's malloc.h
         mallopt(trim_threshold, megabytes * 2**20)

@@ -16,10 +16,8 @@ from scipy import optimize, special
 from ..evaluation import BINS, evaluate, Predictions, TINY
 
 # %% ../../nbs/trust/00_calibration.ipynb #db981046
-def reliability(
-    p: Predictions,
-) -> pd.DataFrame:  # a row for each bin; low, high, pictures, mean confidence, accuracy (nan where empty)
-    "Confidence and accuracy in `BINS` bins of equal width."
+def reliability(p: Predictions) -> pd.DataFrame:
+    "Confidence and accuracy in `BINS` bins: low, high, pictures, mean confidence, accuracy (nan where empty)."
     edges = np.linspace(0, 1, BINS + 1)
     frame = pd.DataFrame({'bin': p.bins, 'confidence': p.confidence, 'accuracy': p.right.astype(float)})
     bins = frame.groupby('bin').agg(pictures=('accuracy', 'size'), confidence=('confidence', 'mean'),
@@ -28,26 +26,20 @@ def reliability(
 
 # %% ../../nbs/trust/00_calibration.ipynb #b44d807b
 @patch
-def soften(self: Predictions,
-    temperature: float,  # above 1 is less sure
-) -> Predictions:
-    "The same predictions at another temperature."
-    some = copy(self)
-    some.probs = special.softmax(np.log(np.maximum(self.probs, TINY)) / temperature, axis=1)
-    return some
+def soften(self: Predictions, temperature: float) -> Predictions:
+    "The same predictions at another temperature: above 1 is less sure."
+    softened = copy(self)
+    softened.probs = special.softmax(np.log(np.maximum(self.probs, TINY)) / temperature, axis=1)
+    return softened
 
 # %% ../../nbs/trust/00_calibration.ipynb #d64f07a3
-def fit_temperature(
-    validation: Predictions,
-) -> float:  # between 0.05 and 20
+def fit_temperature(validation: Predictions) -> float:  # between 0.05 and 20
     "The temperature with the least validation loss."
     return float(np.exp(optimize.minimize_scalar(lambda log: validation.soften(np.exp(log)).per_picture()[:, 0].mean(),
                                                  bounds=np.log([.05, 20]), method='bounded').x))
 
 # %% ../../nbs/trust/00_calibration.ipynb #eeb9ce5f
-def coverage_curve(
-    p: Predictions,
-) -> pd.DataFrame:  # threshold (descending), coverage, accuracy of what is answered
+def coverage_curve(p: Predictions) -> pd.DataFrame:  # threshold (descending), coverage, accuracy of what is answered
     "Accuracy and coverage for every threshold that makes a difference."
     order = np.argsort(-p.confidence, kind='stable')
     kept = np.arange(1, len(p) + 1)
@@ -56,11 +48,8 @@ def coverage_curve(
     return curve.drop_duplicates('threshold', keep='last', ignore_index=True)
 
 # %% ../../nbs/trust/00_calibration.ipynb #ac243700
-def choose_threshold(
-    validation: Predictions,
-    accuracy: float = .9,  # wanted among the answered
-) -> float | None:  # answer from this confidence on; None where no threshold gives it
-    "The threshold that answers most pictures at the wanted accuracy."
+def choose_threshold(validation: Predictions, accuracy: float = .9) -> float | None:
+    "The lowest confidence that answers at the wanted accuracy; None where no threshold gives it."
     enough = coverage_curve(validation).query('accuracy >= @accuracy')
     return float(enough.threshold.iloc[-1]) if len(enough) else None
 
@@ -83,11 +72,8 @@ def calibration(
                      'accuracy_when_sure': float(test.right[sure].mean()) if sure.any() else None}
 
 # %% ../../nbs/trust/00_calibration.ipynb #33116e9b
-def plot_calibration(
-    p: Predictions,
-    softened: Predictions | None = None,  # the same after temperature scaling
-) -> plt.Figure:
-    "Reliability diagram and accuracy-coverage curve, before and after."
+def plot_calibration(p: Predictions, softened: Predictions | None = None) -> plt.Figure:
+    "Reliability diagram and accuracy-coverage curve, as trained and after temperature scaling."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     for name, one, colour, mark in (('as trained', p, '#0072B2', 'o-'), ('softened', softened, '#D55E00', 's--')):
         if one is None: continue

@@ -125,19 +125,15 @@ def deletion_insertion(
     return pd.DataFrame(rows, columns=['picture', 'map', 'test', 'share', 'probability'])
 
 # %% ../../nbs/trust/01_maps.ipynb #areas
-def areas(
-    curves: pd.DataFrame,  # from deletion_insertion
-) -> pd.DataFrame:  # A row per picture, a column per map
+def areas(curves: pd.DataFrame) -> pd.DataFrame:  # A row per picture, a column per map
     "Area under insertion less area under deletion, -1 to 1"
     wide = curves.pivot(index=['picture', 'map', 'test'], columns='share', values='probability')
     area = pd.Series(np.trapezoid(wide, wide.columns, axis=1), wide.index).unstack('test')
     return (area.insertion - area.deletion).unstack('map')
 
 # %% ../../nbs/trust/01_maps.ipynb #mean-interval
-def mean_interval(
-    values,  # (n,); what is not a number is left out
-) -> dict:  # mean, low, high (95 %), n
-    "A mean over pictures and its bootstrap interval."
+def mean_interval(values) -> dict:  # mean, low, high (95 %), n
+    "A mean over pictures (n,) and its bootstrap interval; what is not a number is left out."
     values = np.asarray(values, dtype=float)[:, None]
     values = values[~np.isnan(values[:, 0])]
     if not len(values): return dict(mean=None, low=None, high=None, n=0)
@@ -164,21 +160,19 @@ def shift_stability(
     return torch.stack(moved).mean(0)
 
 # %% ../../nbs/trust/01_maps.ipynb #verdict
-def verdict(
-    found: dict,  # from honesty
-) -> str:  # One line
+def verdict(result: dict) -> str:  # One line
     "What the tests say about a model's maps"
-    said = []
-    if found['empty'] > .5: said.append('mostly empty')
-    if abs(found['randomised_rank']) >= .5:
-        said.append('much the same with random weights: they show the picture, not the model')
+    faults = []
+    if result['empty'] > .5: faults.append('mostly empty')
+    if abs(result['randomised_rank']) >= .5:
+        faults.append('much the same with random weights: they show the picture, not the model')
     for rival, name in (('random', 'random places'), ('centre', 'a centre blob')):
-        gain = found[f'over_{rival}']
-        if gain['high'] < 0: said.append(f'worse than {name}')
-        elif gain['low'] <= 0: said.append(f'no better than {name}')
-    if (found['shift_stability']['mean'] or 0) < .5: said.append('not stable under a small shift')
-    return '; '.join(said) or ('better than random places and a centre blob, gone with random weights, stable under a '
-                               'small shift')
+        gain = result[f'over_{rival}']
+        if gain['high'] < 0: faults.append(f'worse than {name}')
+        elif gain['low'] <= 0: faults.append(f'no better than {name}')
+    if (result['shift_stability']['mean'] or 0) < .5: faults.append('not stable under a small shift')
+    good = 'better than random places and a centre blob, gone with random weights, stable under a small shift'
+    return '; '.join(faults) or good
 
 # %% ../../nbs/trust/01_maps.ipynb #honesty
 def honesty(
@@ -191,13 +185,13 @@ def honesty(
     maps, table = cam(x, target), randomisation_test(cam, x, target, seed)
     curves = deletion_insertion(cam, x, target, seed=seed)
     area, last = areas(curves), table.iloc[-1]
-    found = dict(
+    result = dict(
         n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
         empty=(~maps.flatten(1).any(1)).float().mean().item(),
         randomised_rank=last.rank_correlation.item(), randomised_ssim=last.ssim.item(), area=area.mean().to_dict(),
         **{f'over_{rival}': mean_interval(area.gradcam - area[rival]) for rival in ('random', 'centre')},
         border_mass=mean_interval(border_mass(maps)), shift_stability=mean_interval(shift_stability(cam, x, target)))
-    return dict(found, verdict=verdict(found), randomisation=table, curves=curves)
+    return dict(result, verdict=verdict(result), randomisation=table, curves=curves)
 
 # %% ../../nbs/trust/01_maps.ipynb #curves
 def _curves(ax, test, curves):
@@ -207,19 +201,16 @@ def _curves(ax, test, curves):
     ax.set(title=test, xlabel='share of the picture', ylabel='probability of the answer', ylim=(0, None))
 
 # %% ../../nbs/trust/01_maps.ipynb #honesty-figure
-def honesty_figure(
-    found: dict,  # from honesty
-    title: str = '',  # name of the model
-)->Figure:
+def honesty_figure(result: dict, title: str = '') -> Figure:
     "What is left of the maps as layers are randomised; deletion and insertion, with the rivals"
-    fig, table = Figure(figsize=(9, 3.3), layout='constrained'), found['randomisation']
+    fig, table = Figure(figsize=(9, 3.3), layout='constrained'), result['randomisation']
     axs = fig.subplots(1, 3, width_ratios=[1.2, 1, 1])
     axs[0].axhline(0, color='.8', lw=1)
     for name, style in (('rank_correlation', 'o-'), ('ssim', 's--')):
         axs[0].plot(table.layer, table[name], style, ms=4, label=name.replace('_', ' '))
     axs[0].set(ylim=(-1.05, 1.05), title='left after randomising down to', ylabel='likeness to the trained map')
     axs[0].tick_params(axis='x', rotation=90)
-    for ax, test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, found['curves'])
+    for ax, test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, result['curves'])
     for ax in axs[:2]: ax.legend(fontsize=8)
-    fig.suptitle(f'{title}: {found["verdict"]}'.removeprefix(': '), fontsize=9)
+    fig.suptitle(f'{title}: {result["verdict"]}'.removeprefix(': '), fontsize=9)
     return fig

@@ -29,19 +29,15 @@ _NAME_PICTURE = """() => new MutationObserver(() => document.querySelectorAll('#
 _FADE = "v => document.querySelectorAll('.stack .heat').forEach(o => o.style.opacity = v / 100)"
 
 # %% ../../nbs/use/04_app.ipynb #app-100
-def _examples(
-    data=None,  # data set folder; None: a small painted sample
-) -> list:  # files
+def _examples(data=None) -> list:  # files
     "Six test pictures to try, of different styles."
     frame = index(data or painted_sample(2, 7))
-    some = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates('style')[:6]
-    return [f"{frame.attrs['root']}/{path}" for path in some.path]
+    chosen = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates('style')[:6]
+    return [f"{frame.attrs['root']}/{path}" for path in chosen.path]
 
 # %% ../../nbs/use/04_app.ipynb #app-100b
 @contextmanager
-def own_machine(
-    share: bool = False,  # whether other machines are asked, too
-):
+def own_machine(share: bool = False):
     "Leave proxies aside: Gradio asks its own page if it is there, and can't be imported beside some kinds of proxy."
     before = {name: os.environ.get(name) for name in ('NO_PROXY', 'no_proxy')}
     local = ','.join(filter(None, [getproxies_environment().get('no'), 'localhost', '127.0.0.1']))
@@ -90,12 +86,8 @@ def _many(gr, run: Run):
     files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
 
 # %% ../../nbs/use/04_app.ipynb #app-101
-def build_app(
-    run: Run,
-    data=None,  # data set folder: for neighbours and examples
-    keep: int = 600,  # seconds that uploads are kept
-):  # gradio.Blocks; serve starts it
-    "The page; ImportError without the extra `app`."
+def build_app(run: Run, data=None, keep: int = 600):
+    "The page; neighbours and examples come from `data`, uploads go after `keep` seconds. ImportError without Gradio."
     with own_machine(): gr, = need('app', 'gradio')
     near, alert = Neighbours(run, data) if data else None, warning(run.record)
     name, trained_on = (html.escape(run.record[part]['name']) for part in ('experiment', 'data'))

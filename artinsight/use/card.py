@@ -28,9 +28,7 @@ _LIMITS = """- Twenty classes and no "none of these": a photograph of a cat gets
 - "Human" means Western painting and Japanese prints up to the twentieth century, as museums sorted them."""
 
 # %% ../../nbs/use/01_card.ipynb #app-052
-def warning(
-    record: dict,  # a run record
-) -> str:  # '' for a full run on AI-ArtBench
+def warning(record: dict) -> str:  # '' for a full run on AI-ArtBench
     "What a reader must know before believing this model."
     data = record['data']['name']
     if data == 'painted sample':
@@ -40,9 +38,7 @@ def warning(
     return '' if data == 'AI-ArtBench' else f'This model was trained on {data}, not on AI-ArtBench.'
 
 # %% ../../nbs/use/01_card.ipynb #app-053
-def _figures_table(
-    figures: dict,  # of a record's validation or test
-) -> str:  # Markdown
+def _figures_table(figures: dict) -> str:  # Markdown
     "The figures with what they mean; the accuracy with its interval."
     low, high = figures['accuracy_ci95']
     cells = {name: f'{figures[name]:.1%}' for name in _FIGURES}
@@ -51,9 +47,7 @@ def _figures_table(
     return '\n'.join([f"| on {figures['n']:,} test pictures | |", '|---|---|', *rows])
 
 # %% ../../nbs/use/01_card.ipynb #app-053b
-def _audit_text(
-    run,  # a run's folder
-) -> str:  # Markdown
+def _audit_text(run) -> str:  # Markdown
     "What the run's audit found, if it had one."
     file, command = Path(run) / 'audit.json', f'`artinsight_audit {Path(run).name}`'
     if not file.is_file():
@@ -64,9 +58,7 @@ def _audit_text(
     return '\n- '.join(["An audit of this run found that it can't be trusted with\n", *findings])
 
 # %% ../../nbs/use/01_card.ipynb #app-054
-def _recipe_table(
-    record: dict,  # a run record
-) -> str:  # Markdown
+def _recipe_table(record: dict) -> str:  # Markdown
     "How a model was trained."
     recipe, device = record['experiment'], record.get('environment', {}).get('device', 'unknown')
     sgd = f"SGD, rate {recipe['lr']:g}, momentum {recipe['momentum']:g}, batches of {recipe['batch_size']}"
@@ -79,9 +71,7 @@ def _recipe_table(
     return '\n'.join(['| recipe | |', '|---|---|', *(f'| {name} | {value} |' for name, value in rows.items())])
 
 # %% ../../nbs/use/01_card.ipynb #3511ff45
-def _confidence(
-    calibration: dict,  # of a Run
-) -> str:
+def _confidence(calibration: dict) -> str:
     "What the probabilities mean, and when an answer is unsure."
     temperature, threshold = calibration['temperature'], calibration['threshold']
     text = f'Probabilities are calibrated (temperature {temperature:.2f}). '
@@ -110,9 +100,7 @@ def _card_text(run: Run) -> str:
     return head + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items()) + f'\n<!-- {MADE_BY} -->\n'
 
 # %% ../../nbs/use/01_card.ipynb #app-055b
-def card(
-    run: Run,
-) -> str:  # Markdown
+def card(run: Run) -> str:  # Markdown
     "A model card, from the run's record and audit; ValueError where the record lacks what it tells."
     try: return _card_text(run)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -120,11 +108,8 @@ def card(
         raise ValueError(f'{run.path / "record.json"} lacks what a model card tells {why}') from error
 
 # %% ../../nbs/use/01_card.ipynb #2c88758e
-def write_card(
-    run: Run,
-    folder=None,  # where to; None: the run's own
-) -> Path:
-    "Write the card as `model_card.md`; FileExistsError where somebody else's stands."
+def write_card(run: Run, folder=None) -> Path:
+    "Write the card as `model_card.md` into a folder, else the run's; FileExistsError where somebody else's stands."
     file = Path(folder or run.path) / 'model_card.md'
     claim_file(file)
     with atomic_write(file) as unfinished: unfinished.write_text(card(run), encoding='utf-8')

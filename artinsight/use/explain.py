@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..engine.files import atomic_write, printable, user_path
 from ..engine.console import console
 from ..engine.pictures import SQUASH
-from ..gradcam import explanation_picture
+from ..engine.heatmaps import explanation_picture
 from .predict import (
     holds_mark, in_batches, list_images, load_run, MADE_BY, out_folder, read_some, report_bad, Run)
 
@@ -31,22 +31,15 @@ def _explains(path) -> str:
     "The mark of what explains this picture."
     return f'{MADE_BY}; explains <{Path(os.path.abspath(path)).as_uri()}>'
 
-def _is_free(
-    name: str,  # of two files, without ending
-    out: Path,  # their folder
-    path,  # the picture that they explain
-) -> bool:
+def _is_free(name: str, out: Path, path) -> bool:
     "Whether no file has this name but explanations of the same picture."
     files = [out / f'{name}.{kind}' for kind in ('png', 'json')]
     return all(not os.path.lexists(file) or holds_mark(file, _explains(path)) for file in files)
 
 # %% ../../nbs/use/05_explain.ipynb #bc7dec82
-def _free_name(
-    out: Path,  # folder for the two files
-    path,  # a picture's
-    taken: set,  # names given so far, one spelling for all that a disk may take for the same; gets this one
-) -> str:
-    "A picture's file name without ending, numbered where another picture, or a file that is not ours, has it."
+def _free_name(out: Path, path, taken: set) -> str:
+    """A picture's file name without ending, numbered where another picture, or a file that is not ours, has it.
+    `taken` are names given so far, one spelling for all that a disk may take for the same; it gets this one."""
     stem = Path(path).stem or 'picture'
     while len(os.fsencode(stem)) > NAME_BYTES: stem = stem[:-1]
     for name in chain([stem], (f'{stem}-{number}' for number in count(2))):
@@ -66,7 +59,7 @@ def _write_explanation(out: Path, name: str, path, picture, answer: dict):
         unfinished.write_text(dumps({'comment': mark, 'path': str(path), **answer}, indent=1))
 
 # %% ../../nbs/use/05_explain.ipynb #bc50a86d
-def _explain_some(run: Run, out: Path, target, layer, named: list) -> list:
+def _explain_batch(run: Run, out: Path, target, layer, named: list) -> list:
     "Explain one batch of (path, name); see `explain_files`."
     pictures, problems = read_some([path for path, _ in named], SQUASH)
     pictures = [picture.permute(1, 2, 0).numpy() for picture in pictures]
@@ -88,8 +81,8 @@ def explain_files(
     run.explain(torch.zeros(1, 3, run.size, run.size, dtype=torch.uint8), target, layer)
     taken, paths, out = set(), list_images(images), out_folder(out)
     named = [(path, _free_name(out, path, taken)) for path in paths]
-    rows = in_batches(partial(_explain_some, run, out, target, layer), named, 32)
-    return pd.DataFrame([row for some in rows for row in some], columns=['path', 'name', 'problem'])
+    rows = in_batches(partial(_explain_batch, run, out, target, layer), named, 32)
+    return pd.DataFrame([row for batch in rows for row in batch], columns=['path', 'name', 'problem'])
 
 # %% ../../nbs/use/05_explain.ipynb #app-045
 @console(many='images')

@@ -42,11 +42,8 @@ class Pixels(nn.Module):
     def forward(self, pictures): return self.model(normalise(pictures)).softmax(1)
 
 # %% ../../nbs/use/02_export.ipynb #app-059
-def need(
-    extra: str,  # of artinsight
-    *modules: str,  # to import
-) -> list:  # the modules
-    "Import what an extra brings; ImportError that names it."
+def need(extra: str, *modules: str) -> list:
+    "Import modules that an extra of artinsight brings; ImportError that names it."
     try: return [import_module(name) for name in modules]
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'artinsight[{extra}]'") from error
@@ -62,10 +59,7 @@ def describe_input(run: Run) -> dict:
             'input': f'{shape}: the upright picture {steps}'}
 
 # %% ../../nbs/use/02_export.ipynb #app-061
-def to_onnx(
-    run: Run,
-    path,  # file to write
-):
+def to_onnx(run: Run, path):
     "Write an ONNX file with a dynamic batch, labels and preprocessing in its metadata; ImportError without the extra."
     onnx, _, _ = need('export', 'onnx', 'onnxscript', 'onnxruntime')
     example = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8)
@@ -87,11 +81,8 @@ def from_onnx(path):
     return lambda pictures: session.run(None, {'pictures': pictures.numpy()})[0]
 
 # %% ../../nbs/use/02_export.ipynb #app-063
-def to_torch(
-    run: Run,
-    path,  # file to write, .pt2
-):
-    "Write a program of `torch.export`, which runs without artinsight."
+def to_torch(run: Run, path):
+    "Write a program of `torch.export` (.pt2), which runs without artinsight."
     example = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8)
     program = torch.export.export(Pixels(run), (example,), dynamic_shapes=({0: torch.export.Dim('n')},))
     whole = io.BytesIO()
@@ -111,36 +102,25 @@ def _speed(answer, pictures) -> float:
     return len(pictures) / min(repeat(lambda: answer(pictures), number=1, repeat=6))
 
 # %% ../../nbs/use/02_export.ipynb #app-065
-def _all_probs(
-    model,  # from pictures to probabilities
-    pictures: torch.Tensor,  # uint8 (n, 3, size, size)
-) -> np.ndarray:  # (n, 20)
+def _all_probs(model, pictures: torch.Tensor) -> np.ndarray:  # (n, 20)
     "What a model says, batch after batch."
-    return np.concatenate([model(some.contiguous()) for some in pictures.split(64)])
+    return np.concatenate([model(batch.contiguous()) for batch in pictures.split(64)])
 
 # %% ../../nbs/use/02_export.ipynb #ff697025
-def check_export(
-    run: Run,
-    export,  # from uint8 pictures to probabilities
-    pictures: torch.Tensor,  # uint8 (n, 3, size, size)
-) -> dict:  # for the export's record
-    "Compare an export with its run: answers and speed."
+def check_export(run: Run, export, pictures: torch.Tensor) -> dict:
+    "Compare an export, from uint8 pictures to probabilities, with its run: answers and speed."
     ours, theirs = _all_probs(run.probs, pictures), _all_probs(export, pictures)
     batches = {f'batch_{n}': pictures[:n].contiguous() for n in (1, 64)}
     return {'pictures': len(pictures), 'same_top_class': float((ours.argmax(1) == theirs.argmax(1)).mean()),
             'largest_difference': float(np.abs(ours - theirs).max()), 'threads': torch.get_num_threads(),
-            'torch_images_per_second': {name: _speed(run.probs, some) for name, some in batches.items()},
-            'export_images_per_second': {name: _speed(export, some) for name, some in batches.items()}}
+            'torch_images_per_second': {name: _speed(run.probs, batch) for name, batch in batches.items()},
+            'export_images_per_second': {name: _speed(export, batch) for name, batch in batches.items()}}
 
 # %% ../../nbs/use/02_export.ipynb #app-065c
-def _quantize(
-    file: Path,  # an ONNX file
-    out: Path,  # file to write
-    pictures: torch.Tensor,  # uint8 (n, 3, size, size), to learn ranges from
-):
+def _quantize(file: Path, out: Path, pictures: torch.Tensor):
     "Write an ONNX file with 8 bit weights and activations."
     quantization, = need('export', 'onnxruntime.quantization')
-    batches = iter([{'pictures': some.numpy()} for some in pictures.split(32)])
+    batches = iter([{'pictures': batch.numpy()} for batch in pictures.split(32)])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
     logging.disable(logging.WARNING)  # it advises steps that `torch.onnx.export` has done already
     try:
@@ -149,12 +129,8 @@ def _quantize(
     finally: logging.disable(logging.NOTSET)
 
 # %% ../../nbs/use/02_export.ipynb #app-065e
-def read_rows(
-    run: Run,
-    frame: pd.DataFrame,  # an index
-    paths,  # of some of its pictures
-) -> tuple:  # as read_some
-    "Read pictures of a data set as a run sees them."
+def read_rows(run: Run, frame: pd.DataFrame, paths) -> tuple:
+    "Read pictures of an index as a run sees them; returns what `read_some` does."
     files = [f"{frame.attrs['root']}/{path}" for path in paths]
     parts = list(in_batches(partial(read_some, size=run.size), files, 64))
     return torch.cat([pixels for pixels, _ in parts]), [problem for _, problems in parts for problem in problems]
@@ -173,19 +149,15 @@ def _compare_int8(run: Run, folder: Path, frame: pd.DataFrame, ids, targets) -> 
 # %% ../../nbs/use/02_export.ipynb #ac99d17a
 _NO_PICTURES = 'the pictures that the run was validated on are not here: name their folder with --data'
 
-def to_int8(
-    run: Run,
-    folder: Path,  # which holds model.onnx
-    frame: pd.DataFrame,  # an index: the run's own data set, or nothing is written
-) -> dict:  # for the export's record
+def to_int8(run: Run, folder: Path, frame: pd.DataFrame) -> dict:
     "Write `model-int8.onnx`, unless it loses a point of accuracy on the run's validation pictures."
     if fingerprint(frame) != run.record['data'].get('index_sha256'): return {'kept': False, 'why': _NO_PICTURES}
     ids, targets, _ = load_predictions(run.path, 'validation')
     others = frame[(frame.split == 'train') & ~frame.path.isin(ids)].path
     pictures, _ = read_rows(run, frame, others.sample(min(128, len(others)), random_state=0))
     _quantize(folder / 'model.onnx', folder / 'model-int8.onnx', pictures)
-    some = np.random.default_rng(0).permutation(len(ids))[:2000]
-    result = _compare_int8(run, folder, frame, ids[some], targets[some])
+    sampled = np.random.default_rng(0).permutation(len(ids))[:2000]
+    result = _compare_int8(run, folder, frame, ids[sampled], targets[sampled])
     if not result['kept']: (folder / 'model-int8.onnx').unlink()
     return result
 
@@ -198,20 +170,14 @@ from artinsight.use.predict import load_run
 serve(load_run(Path(__file__).resolve().parent), server_name="0.0.0.0")
 """
 
-def _pins(
-    record: dict,  # a run's
-) -> dict:  # 'gradio': its version here, 'artinsight': the commit of this code, else of the run's; '' where unknown
-    "What a Space must install to behave as here."
+def _pins(record: dict) -> dict:
+    "What a Space must install to behave as here: versions, '' where unknown."
     try: version = metadata.version('gradio')
     except metadata.PackageNotFoundError: version = ''
     return {'gradio': version, 'artinsight': (git_commit() or record.get('git') or '').rstrip('+')}
 
 # %% ../../nbs/use/02_export.ipynb #app-066b
-def _space_head(
-    name: str,  # of the experiment
-    model: str,  # likewise
-    gradio: str,  # version, '' where unknown
-) -> str:
+def _space_head(name: str, model: str, gradio: str) -> str:
     """The front matter of a Hub folder's README.
 
     A Space's keys are those of `SpaceCardData` in huggingface_hub and of gradio's own `deploy_space.py`:
@@ -223,10 +189,7 @@ def _space_head(
     return '\n'.join(['---', *(f'{key}: {value}' for key, value in keys.items() if value), '---', '', ''])
 
 # %% ../../nbs/use/02_export.ipynb #app-066c
-def _hub_texts(
-    run: Run,
-    pins: dict,  # of _pins
-) -> dict:  # name -> content
+def _hub_texts(run: Run, pins: dict) -> dict:  # name -> content
     "What is written anew in a Hub folder; the record carries the calibration, so that predictions need not."
     recipe, described, gradio = run.record['experiment'], describe_input(run), pins['gradio']
     home, commit = metadata.metadata('artinsight')['Home-page'], pins['artinsight']
@@ -240,11 +203,8 @@ def _hub_texts(
             'requirements.txt': '\n'.join(pinned)}
 
 # %% ../../nbs/use/02_export.ipynb #app-066d
-def to_hub(
-    run: Run,
-    out,  # folder: a new one, or one of an earlier call, whose other files stay
-) -> dict:  # what was pinned: 'gradio' and 'artinsight', '' where unknown
-    "Write a folder that can be pushed to the Hugging Face Hub as it is, as a model or as a Space; it is a run, too."
+def to_hub(run: Run, out) -> dict:
+    "Write a folder for the Hugging Face Hub, as a model or a Space, that is a run, too; returns what was pinned."
     out, pins = out_folder(out), _pins(run.record)
     if any(out.iterdir()) and not holds_mark(out / 'config.json'): raise FileExistsError(NOT_OURS.format(out))
     files = {name: text.encode() for name, text in _hub_texts(run, pins).items()}
@@ -261,8 +221,8 @@ EXPORTS = {'onnx': ('model.onnx', to_onnx, from_onnx), 'torch': ('model.pt2', to
 # %% ../../nbs/use/02_export.ipynb #app-067a
 def _compare(run: Run, to: str, file: Path, frame: pd.DataFrame) -> dict:
     "What `check_export` finds on 200 test pictures; ValueError, and the export goes, where it answers differently."
-    some = frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200]
-    pictures, _ = read_rows(run, frame, some)
+    paths = frame[frame.split == 'test'].sample(frac=1, random_state=0).path[:200]
+    pictures, _ = read_rows(run, frame, paths)
     facts = {'comment': MADE_BY, 'file': file.name, 'bytes': file.stat().st_size, 'compared_on': frame.attrs['name']}
     result = {**facts, **check_export(run, EXPORTS[to][2](file), pictures)}
     if result['same_top_class'] == 1 and result['largest_difference'] <= 1e-3: return result
