@@ -28,9 +28,8 @@ def _colours(style: str, ai: bool, hand, plan, own) -> np.ndarray:
     for chance, often in ((hand, .4), (plan, .3)):
         other, share, borrows = STYLES[chance.integers(10)], chance.uniform(.15, .6), chance.random() < often
         if borrows: palette = palette * (1 - share) + PALETTES[other] * share
-    palette = palette * hand.uniform(.85, 1.12) + hand.uniform(-13, 13, 3) + plan.uniform(-10, 10,
-        (12, 3)) + plan.uniform(-10, 10, 3)
-    palette = palette + own.uniform(-8, 8, (12, 3))
+    palette = palette * hand.uniform(.85, 1.12) + hand.uniform(-13, 13, 3)
+    palette = palette + plan.uniform(-10, 10, (12, 3)) + plan.uniform(-10, 10, 3) + own.uniform(-8, 8, (12, 3))
     return np.vstack([palette, palette[GROUND] * .5]).clip(0, 255).astype(np.float32)
 
 # %% ../nbs/01_sample.ipynb #16e0da3f
@@ -83,12 +82,10 @@ _EASTERN = [words.split() for words in ('haru natsu aki fuyu yoshi kuni shige ma
 _TITLE = [words.split() for words in (
     'blue old quiet golden first last lonely red evening morning green northern white hidden summer winter',
     'harbour garden portrait road letter table orchard bridge river window woman fisherman mill dancer tower field '
-    'market boat child shore valley chapel storm '
-    'mirror kitchen forest island reader bather horse saint dream',
+    'market boat child shore valley chapel storm mirror kitchen forest island reader bather horse saint dream',
     'at-noon in-rain by-the-sea with-a-lamp in-april with-poppies after-the-ball at-dusk before-dawn with-a-dog '
-    'under-trees study sketch in-grey no-2 unfinished '
-    'on-the-hill in-the-snow at-rest with-figures of-a-friend from-above at-low-tide in-may with-shadow of-nowhere '
-    'in-spring for-m near-arles again in-blue alone')]
+    'under-trees study sketch in-grey no-2 unfinished on-the-hill in-the-snow at-rest with-figures of-a-friend '
+    'from-above at-low-tide in-may with-shadow of-nowhere in-spring for-m near-arles again in-blue alone')]
 
 # %% ../nbs/01_sample.ipynb #eab943ba
 def _pick(number: int, *lists: list) -> list:

@@ -61,14 +61,16 @@ QUICK = dict(quick=True, lr=.03, one_cycle=True, epochs=3, batch_size=64, per_st
 _SEEN = 11_000  # pictures that a quick training sees at least, all epochs together
 
 @patch
-def quick_version(self: Experiment,
-    frame: pd.DataFrame | None = None,  # the index that it will be trained on: with few pictures, more epochs
-) -> Experiment:
-    "The recipe for a laptop; ValueError where a part of the index has no picture."
-    quick = replace(self, size=min(self.size, 96), **QUICK)
-    if frame is None: return quick
-    chosen = len(parts(frame, quick.per_style, quick.validation, quick.split_by, quick.seed)['train'])
-    return replace(quick, epochs=max(quick.epochs, round(_SEEN / chosen)))
+def quick_version(self: Experiment) -> Experiment:
+    "The recipe for a laptop."
+    return replace(self, size=min(self.size, 96), **QUICK)
+
+@patch
+def fit_epochs(self: Experiment, frame: pd.DataFrame) -> Experiment:
+    "Of a quick version: more epochs where an index has few pictures; ValueError where a part of it has none."
+    if not self.quick: return self
+    chosen = len(parts(frame, self.per_style, self.validation, self.split_by, self.seed)['train'])
+    return replace(self, epochs=max(self.epochs, round(_SEEN / chosen)))
 
 # %% ../nbs/03_training.ipynb #b313a12e
 def load_predictions(

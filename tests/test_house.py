@@ -93,7 +93,7 @@ def test_no_number_is_skipped(folder):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_cells_are_small(path):
     code = [cell.source.splitlines() for cell in nbformat.read(path, 4).cells if cell.cell_type == 'code']
-    def limit(lines): return 20 if any(re.match(r'    \w+(: .*)?,? +# ', line) for line in lines) else 15
+    def limit(lines): return 20 if any(re.match(r' {4,8}\w+(: .*)?,? +# ', line) for line in lines) else 15
     assert [lines[:3] for lines in code if len(lines) > limit(lines)] == []
 
 

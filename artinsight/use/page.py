@@ -31,7 +31,8 @@ MAX_BYTES, MAX_UPLOAD_PIXELS, MAX_WORK, MAX_FILES = 20_000_000, 40_000_000, 800_
 def open_upload(path) -> Image.Image:  # RGB, upright, without metadata
     "Open a stranger's picture; BadPicture for what is none or would cost too much."
     path = Path(path)
-    if path.is_file() and path.stat().st_size > MAX_BYTES: raise BadPicture(path, f'larger than {MAX_BYTES // 10**6} MB')
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_BYTES: raise BadPicture(path, f'larger than {MAX_BYTES // 10**6} MB')
     try:
         with Image.open(path, formats=FORMATS) as picture: pixels, kind = picture.width * picture.height, picture.format
     except (*PICTURE_ERRORS, Image.DecompressionBombError): return open_picture(path)  # which says what is wrong
