@@ -73,10 +73,9 @@ _GIVEN = ('ana bruno clara dario edda felix greta hugo ines jonas karin louis ma
          'viktor wanda yann zoe emil').split()
 _FIRST = 'alt berg cor dal eber fal gran hol iver jor kes lind mor nord osten pel quint rav sol tarn'.split()
 _LAST = 'ado bach eld enko ier insky itz lund mann moor oni orelli ovic quist rand sen stad ter tini vale wood'.split()
-_EASTERN = [words.split() for words in ('haru natsu aki fuyu yoshi kuni shige masa toyo hide tomo kiyo',
-                                       'kawa mura yama zaki no shima da hara ishi mori',
-                                       'nobu hiro sada kage tsune mitsu chika fusa tora kazu nari taka',
-                                       'aki haru maro yuki nobu zane sato kuni')]
+_EASTERN = [words.split() for words in (
+    'haru natsu aki fuyu yoshi kuni shige masa toyo hide tomo kiyo', 'kawa mura yama zaki no shima da hara ishi mori',
+    'nobu hiro sada kage tsune mitsu chika fusa tora kazu nari taka', 'aki haru maro yuki nobu zane sato kuni')]
 
 # %% ../nbs/01_sample.ipynb #27ee7e08
 _TITLE = [words.split() for words in (
