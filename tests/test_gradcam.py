@@ -10,7 +10,7 @@ from torch import nn
 
 from artinsight.data import CLASSES
 from artinsight.engine.layers import default_layer, layers
-from artinsight.gradcam import GradCAM, ask, scale, score
+from artinsight.gradcam import GradCAM, ask, scale
 
 PEERS = [('resnet18', 224, 'layer4'), ('resnet18', 64, 'layer4'), ('resnet18', 64, 'layer3'),
          ('resnet18', 64, 'layer2.0'),
