@@ -108,9 +108,7 @@ def crop(
 def _turn_hue(x, shift):
     "Turn the hue of pictures (n, 3, h, w) in 0..255 by `shift` (n,) turns, in place: to HSV and back."
     r, g, b = x.unbind(1)
-    value, low = r.maximum(g), r.minimum(g)
-    torch.maximum(value, b, out=value)
-    torch.minimum(low, b, out=low)
+    value, low = r.maximum(g).maximum(b), r.minimum(g).minimum(b)
     chroma = value - low
     scale = chroma.clamp(min=1e-6).reciprocal_()
     # Which channel is largest, as 0. or 1.: on a CPU torch.where is many times slower where neighbours differ.

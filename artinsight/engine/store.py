@@ -184,9 +184,6 @@ class Store:
         self.slots, self.frame = np.flatnonzero(good), frame[good].reset_index(drop=True)
         self.frame.attrs, self.picture_bytes = dict(frame.attrs), size * size * 3
         self.bytes, self.kept, self.on_gpu = len(frame) * self.picture_bytes, {}, WeakValueDictionary()
-        if not good.any():
-            first = '{} ({})'.format(*bad[0])
-            raise ValueError(f'none of the {len(frame)} pictures could be read, the first is {first}')
 
 # %% ../../nbs/engine/07_store.ipynb #52b2afdc
 @patch
@@ -208,7 +205,11 @@ def finish(self: StoreBuild,
     with suppress(OSError): sweep(self.folder)
     if not self.journal.exists() or self.journal.read_bytes() != journal:  # a whole store may be read-only
         with atomic_write(self.journal) as file: file.write_bytes(journal)
-    return Store(self.folder, self.size, frame, [pair for block in sorted(done) for pair in done[block]['bad']])
+    bad = [pair for block in sorted(done) for pair in done[block]['bad']]
+    if len(bad) == self.n:
+        first = '{} ({})'.format(*bad[0])
+        raise ValueError(f'none of the {self.n} pictures could be read, the first is {first}')
+    return Store(self.folder, self.size, frame, bad)
 
 # %% ../../nbs/engine/07_store.ipynb #011c21c5
 def _tell_bad(store):
