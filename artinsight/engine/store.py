@@ -83,11 +83,7 @@ def _decode_block(root, paths, start, targets):
 # %% ../../nbs/engine/07_store.ipynb #0562337e
 class Store:
     "Decoded pictures of one size, memory-mapped: `frame` (those that decoded), `bad` (path, reason), `read(rows)`."
-    def __init__(self,
-        folder: Path,  # of this store
-        size: int,  # pixels
-        frame: pd.DataFrame,  # all pictures, in the order of the file
-    ):
+    def __init__(self, folder: Path, size: int, frame: pd.DataFrame):  # all pictures, in the order of the file
         self.folder, self.size, self.all, self.n = Path(folder), size, frame, len(frame)
         self.file, self.journal = self.folder / 'pixels.u8', self.folder / 'blocks.jsonl'
         self.picture_bytes, self.kept, self.on_gpu = size * size * 3, {}, WeakValueDictionary()
