@@ -27,11 +27,7 @@ from .runs import copy_weights, paths_of
 class Checkpoint(TrackerCallback):
     "Save all after every epoch, keep the best weights, stop after `patience` epochs without a better validation loss."
     order = TrackerCallback.order + 3
-    def __init__(self,
-        file: Path,  # the checkpoint
-        start: str,  # what the training began from, see starting_point
-        patience: int,  # epochs
-    ):
+    def __init__(self, file: Path, start: str, patience: int):  # start: what the training began from
         super().__init__(monitor='valid_loss', reset_on_fit=False)
         self.file, self.start, self.patience = file, start, patience
         self.rows, self.best_weights, self.scale, self.fault = [], None, {}, None

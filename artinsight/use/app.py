@@ -135,12 +135,6 @@ def _open_page(run: Run, data, port, share):  # gradio.Blocks, running
 # %% ../../nbs/use/04_app.ipynb #app-103c
 _NO_LINK = "No public link: Gradio's servers cannot be reached. The page is open on this machine only."
 
-def _tell_where(page, share):  # the page
-    "Print where a page can be found; on standard error, that a public link could not be had."
-    print(page.local_url, *filter(None, [page.share_url]), sep='\n', flush=True)
-    if share and not page.share_url: print(_NO_LINK, file=sys.stderr)
-    return page
-
 # %% ../../nbs/use/04_app.ipynb #app-104
 @console
 def artinsight_app(
@@ -157,4 +151,7 @@ def artinsight_app(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go, however the page is stopped
     with tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
-        _tell_where(_open_page(opened, data, port, share), share).block_thread()
+        page = _open_page(opened, data, port, share)
+        print(page.local_url, *filter(None, [page.share_url]), sep='\n', flush=True)
+        if share and not page.share_url: print(_NO_LINK, file=sys.stderr)
+        page.block_thread()

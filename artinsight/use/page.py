@@ -129,11 +129,7 @@ def _title(run: Run, frame: pd.DataFrame) -> str:
 # %% ../../nbs/use/03_page.ipynb #app-087
 class Neighbours:
     "Up to 2,000 training pictures, and which of them a run finds most like another."
-    def __init__(self,
-        run: Run,
-        data,  # data set folder
-        per_style: int = 100,  # training pictures per style and origin
-    ):
+    def __init__(self, run: Run, data, per_style: int = 100):  # per style and origin, from the data set's folder
         whole = index(data)
         self.title, frame = _title(run, whole), choose(whole, per_style)
         pixels, problems = read_rows(run, frame, frame.path)

@@ -48,12 +48,7 @@ def _calibration(path, record: dict) -> dict:  # temperature, threshold (None: n
 # %% ../../nbs/use/00_predict.ipynb #app-012
 class Run:
     "A trained run that answers questions about pictures: `record`, `model` (calibrated), `size`; `load_run` opens one."
-    def __init__(self,
-        path,  # its folder
-        record: dict,  # its record
-        model: nn.Module,  # with its weights
-        device='cpu',  # where it runs
-    ):
+    def __init__(self, path, record: dict, model: nn.Module, device='cpu'):
         self.path, self.record, self.device = Path(path), record, torch.device(device)
         self.size, self.calibration = record['experiment']['size'], _calibration(path, record)
         self.model = soften(for_answers(model, self.size), self.calibration['temperature']).to(self.device).eval()
