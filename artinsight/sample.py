@@ -140,14 +140,7 @@ def painting(
 # %% ../nbs/01_sample.ipynb #76ae68cb
 _TINY, _MOST = 64, 2**13  # pixels of a picture beyond `full`; pictures that a folder may have
 
-def _paint_some(
-    dest: Path,  # the sample's folder
-    split: str,  # train or test
-    folder: str,  # one of the thirty
-    numbers: range,  # which pictures
-    seed: int,  # of the sample
-    full: int | None,  # numbers from here on are tiny
-) -> int:  # how many
+def _paint_some(dest, split, folder, numbers, seed, full) -> int:  # how many
     "Paint some pictures of one folder, those that are not there yet."
     for number in numbers:
         name, painted = painting(split, folder, number, seed, None if full is None or number < full else _TINY)
@@ -206,9 +199,15 @@ def paint(
         if progress: print(f'\rpainted sample: {done:,} of {total:,} pictures', end=end, file=sys.stderr, flush=True)
     return dest
 
-# %% ../nbs/01_sample.ipynb #3ad5a689
+# %% ../nbs/01_sample.ipynb #238a1392
 STUDY_SAMPLE = {'train': 200, 'ai': 100, 'test': 24}  # what the report's quick runs are made on
 
+def _counts(train, ai, test):
+    "How many pictures of each folder: a table as `paint` wants it."
+    images = COUNTS.split.map({'train': train, 'test': test})
+    return COUNTS.assign(images=images.mask(COUNTS.folder.str.startswith('AI_') & (COUNTS.split == 'train'), ai))
+
+# %% ../nbs/01_sample.ipynb #3ad5a689
 def painted_sample(
     train: int = 40,  # training pictures in each human folder
     test: int = 8,  # test pictures in each of the 30 folders
@@ -221,11 +220,9 @@ def painted_sample(
     folder = user_path(folder or cache_folder() / f'painted-sample-{VERSION}-{train}-{ai}-{test}-{seed}')
     if folder.exists(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    images = COUNTS.split.map({'train': train, 'test': test})
-    counts = COUNTS.assign(images=images.mask(COUNTS.folder.str.startswith('AI_') & (COUNTS.split == 'train'), ai))
     try:
         sweep(folder.parent)
-        with atomic_write(folder) as temporary: paint(temporary, counts, seed)
+        with atomic_write(folder) as temporary: paint(temporary, _counts(train, ai, test), seed)
     except OSError:
         if not folder.exists(): raise  # otherwise another process was faster, and its pictures are the same
     return folder

@@ -146,9 +146,9 @@ def reproduce(
 ) -> list:  # five run records, in the study's order
     "The whole study, skipping what is done; ValueError and OSError say what to do."
     frame = index(data)
-    if frame.attrs['missing']:
-        print(f"{frame.attrs['name']}: {len(frame.attrs['missing'])} of 60 folders are missing, the first is "
-              f"{frame.attrs['missing'][0]}", file=sys.stderr)
+    if missing := frame.attrs['missing']:
+        print(f"{frame.attrs['name']}: {len(missing)} of 60 folders are missing, the first is {missing[0]}",
+              file=sys.stderr)
     recipes = [find_experiment(name, quick, seed).fit_epochs(frame) for name in EXPERIMENTS]
     done = resume and (user_path(runs) / recipes[-1].name / 'record.json').exists()
     options = runs, weights, find_device(device), resume

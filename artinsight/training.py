@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+# %% ../nbs/03_training.ipynb #c6a9262b
 import numpy as np, pandas as pd, torch
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import combined_cos, ParamScheduler
@@ -109,13 +110,24 @@ def write_record(
     text = json.dumps({'format': RECORD_FORMAT, 'classes': CLASSES, **record}, indent=1, allow_nan=False)
     with atomic_write(Path(run) / 'record.json') as unfinished: unfinished.write_text(text, encoding='utf-8')
 
-# %% ../nbs/03_training.ipynb #ab112b34
+# %% ../nbs/03_training.ipynb #c0e77c8a
 def _from_format_1(record):
     "It said init where we say weights, and knew no one-cycle."
     recipe = record.get('experiment')
     if isinstance(recipe, dict): recipe = {'one_cycle': False, **recipe}
     return record | {'format': RECORD_FORMAT, 'weights': record.get('init'), 'experiment': recipe}
 
+def _check_record(record, file):
+    "ValueError where this version cannot read a record."
+    if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
+        raise ValueError(f'{file} was written by another version of artinsight: train the run again')
+    if record.get('classes') != list(CLASSES):
+        raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
+    tables = [name for name in ('experiment', 'data', 'validation', 'test') if not isinstance(record.get(name), dict)]
+    lacking = {*tables} | {'weights'} - set(record)
+    if lacking: raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
+
+# %% ../nbs/03_training.ipynb #ab112b34
 def read_record(
     run,  # a run's folder
 ) -> dict:
@@ -127,13 +139,7 @@ def read_record(
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error}') from error
     if isinstance(record, dict) and record.get('format') == 1: record = _from_format_1(record)
-    if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
-        raise ValueError(f'{file} was written by another version of artinsight: train the run again')
-    if record.get('classes') != list(CLASSES):
-        raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
-    if lacking := {name for name in ('experiment', 'data', 'validation', 'test')
-                   if not isinstance(record.get(name), dict)} | {'weights'} - set(record):
-        raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
+    _check_record(record, file)
     return record
 
 # %% ../nbs/03_training.ipynb #503975e9
