@@ -18,7 +18,6 @@ from torch import nn
 # %% ../nbs/07_gradcam.ipynb #254b5872
 from .engine.augment import normalise
 from .engine.heatmaps import border_mass, entropy, map_grid, peaks
-from .engine.heatmaps import explanation_picture, overlay  # noqa: F401, for use
 from .engine.layers import best_layer, default_layer, evaluating, layer_outputs, layers
 from .engine.precision import pick_precision
 from .data import CLASSES

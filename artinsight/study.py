@@ -150,10 +150,9 @@ def reproduce(
         print(f"{frame.attrs['name']}: {len(missing)} of 60 folders are missing, the first is {missing[0]}",
               file=sys.stderr)
     recipes = [find_experiment(name, quick, seed).fit_epochs(frame) for name in EXPERIMENTS]
-    done = resume and (user_path(runs) / recipes[-1].name / 'record.json').exists()
-    options = runs, weights, find_device(device), resume
-    if quick and not done and options[2].type == 'cpu' and num_cpus() > 1:
-        return _side_by_side(recipes, frame, *options)
+    device, last = find_device(device), user_path(runs) / recipes[-1].name / 'record.json'
+    several = quick and device.type == 'cpu' and num_cpus() > 1 and not (resume and last.exists())
+    if several: return _side_by_side(recipes, frame, runs, weights, device, resume)
     return [run_experiment(recipe, frame, runs, weights, device, resume=resume) for recipe in recipes]
 
 # %% ../nbs/08_study.ipynb #c1a5e002

@@ -117,6 +117,7 @@ def _from_format_1(record):
     if isinstance(recipe, dict): recipe = {'one_cycle': False, **recipe}
     return record | {'format': RECORD_FORMAT, 'weights': record.get('init'), 'experiment': recipe}
 
+# %% ../nbs/03_training.ipynb #d45dd939
 def _check_record(record, file):
     "ValueError where this version cannot read a record."
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
