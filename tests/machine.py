@@ -9,12 +9,16 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from scripts import python
 
 NOBODY = 65534
+ALONE = Path(tempfile.gettempdir())/'artinsight-nobody.lock'  # RLIMIT_NPROC counts all processes of the user
 
 
 def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):
@@ -30,7 +34,8 @@ def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):
                    '--ambient-caps', rights, *command]
     given = {name: value for name, value in os.environ.items() if not name.endswith('_NUM_THREADS')}
     given |= {'HOME': '/proc/nowhere', 'PYTHONDONTWRITEBYTECODE': '1', **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, preexec_fn=limit, env=given)
+    with FileLock(ALONE):
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, preexec_fn=limit, env=given)
 
 
 def theirs(folder):

@@ -7,7 +7,7 @@ from PIL import Image
 from fastai.optimizer import OptimWrapper
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from artinsight import data, study, training
+from artinsight import data, resnet18, study, training
 from artinsight.data import CLASSES, FOLDERS
 from artinsight.engine.checkpoint import Checkpoint
 from artinsight.engine.runs import copy_weights, save_predictions
@@ -114,7 +114,7 @@ def test_read_record(tmp_path_factory, written):
     run.mkdir(exist_ok=True)
     (run/'record.json').write_bytes(written)
     record = refused_in_one_line(lambda: training.read_record(run))
-    if record: refused_in_one_line(lambda: study.load_experiment(record))
+    if record: refused_in_one_line(lambda: resnet18.load_experiment(record))
 
 SOUND_RECIPE = json.loads(json.dumps(asdict(study.find_experiment('simple_cnn'))))
 RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON
@@ -131,10 +131,10 @@ def test_load_model_of_strange_recipes(tmp_path_factory, recipe):
                   validation={}, test={})
     (run/'record.json').write_text(json.dumps(record))
     (run/'model.safetensors').write_bytes(b'none')
-    experiment = refused_in_one_line(lambda: study.load_experiment(record))
+    experiment = refused_in_one_line(lambda: resnet18.load_experiment(record))
     if experiment:
         assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
-    assert refused_in_one_line(lambda: study.load_model(run)) is None
+    assert refused_in_one_line(lambda: resnet18.load_model(run)) is None
 
 @pytest.mark.parametrize('written', [b'['*100_000, b'\xff\xfe', b'', b'{"format": ' + b'1'*5000 + b'}', b'null'])
 def test_read_record_corners(tmp_path, written):

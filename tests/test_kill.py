@@ -266,7 +266,7 @@ def test_evaluation(start, trial, tmp_path, request, monkeypatch):
     def cut(run): raise KeyboardInterrupt
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(trial.cache))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(study, 'score', cut)
+        patch.setattr(study, '_figures', cut)
         study.run_experiment(trial.recipe, data.index(trial.root), trial.runs, 'none', 'cpu')
     trained = shutil.copytree(trial.runs, tmp_path/'trained')
     def wipe():

@@ -10,6 +10,7 @@ from artinsight.data import FOLDERS, index, parts
 from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
+from artinsight.resnet18 import load_model
 from artinsight.study import artinsight_evaluate, artinsight_train, find_experiment, run_experiment, study_runs
 from artinsight.engine import checkpoint as checkpoints, runs as runs_module
 from artinsight.engine.checkpoint import Checkpoint, save_weights
@@ -205,7 +206,7 @@ def test_runs_in_the_home_folder(tiny, tmp_path, monkeypatch, said):
                                                      'predictions.npz'} and not (tmp_path / '~').exists()
     code, out, err = said(artinsight_evaluate, '~/runs/simple_cnn')
     assert code == 0 and 'accuracy' in out
-    assert not study.load_model('~/runs/simple_cnn').training and study_runs('~/runs') == [run]
+    assert not load_model('~/runs/simple_cnn').training and study_runs('~/runs') == [run]
     assert training.has_predictions('~/runs/simple_cnn')
 
 
