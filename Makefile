@@ -11,9 +11,10 @@ setup: .venv/.setup-stamp
 .venv/.setup-stamp: settings.ini setup.py
 	@.ci/setup
 
-# sample, five quick trainings, all notebooks executed in a copy, pages
+# sample, five quick trainings, the notebooks that show them, pages;
+# WEIGHTS=imagenet begins with torchvision's weights, DATA=folder takes one's own AI-ArtBench
 report: setup
-	@$(PAGES) report
+	@DATA="$(DATA)" WEIGHTS="$(WEIGHTS)" $(PAGES) report
 
 # what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup
@@ -44,11 +45,11 @@ docs: setup
 
 # each notebook alone, in an empty folder, as Colab would run it
 colab: setup
-	@$(IN_VENV) python tests/colab.py
+	@$(IN_VENV) python tools/colab.py
 
 # the fast tests on Python 3.10 to 3.13, with the development set and with the newest releases
 versions: setup
-	@$(IN_VENV) python tests/versions.py
+	@$(IN_VENV) python tools/versions.py
 
 # the whole path at 1 % of AI-ArtBench; PERCENT=100 for all of it
 rehearse: setup

@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['SIMPLE_CNN', 'simple_cnn', 'layer_table']
 
-# %% ../nbs/04_baseline.ipynb #133b7086
+# %% ../nbs/04_baseline.ipynb #a8edc156
 from functools import partial
 
 import pandas as pd, torch
 from torch import nn
 
+# %% ../nbs/04_baseline.ipynb #19f42475
+from .data import CLASSES
 from .training import Experiment
 
 # %% ../nbs/04_baseline.ipynb #235ad7c2
 def simple_cnn(
     size: int = 32,  # pixels; divisible by 4
-    classes: int = 20,  # outputs
+    classes: int = len(CLASSES),  # outputs
 ) -> nn.Sequential:  # takes (n, 3, size, size), gives logits (n, classes)
-    "Two blocks of convolution, ReLU and max pooling, then one linear layer; ValueError for a size that 4 does not divide."
-    if size % 4: raise ValueError(f'the simple CNN halves a picture twice: its size must be divisible by 4, {size} is not')
+    "Two blocks of convolution, ReLU and max pooling, one linear layer; ValueError for a size that 4 does not divide."
+    if size % 4:
+        raise ValueError(f'the simple CNN halves a picture twice: its size must be divisible by 4, {size} is not')
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -35,11 +38,12 @@ def layer_table(
     "What each layer puts out for one picture, and how many parameters it holds."
     rows = []
     def note(name, layer, given, output):
-        weights = list(layer.parameters())
-        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)))
-    hooks = [layer.register_forward_hook(partial(note, name)) for name, layer in model.named_modules() if name and name.count('.') < depth]
-    was_training = model.training
-    try: model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+        counts = [sum(w.numel() for w in layer.parameters() if w.requires_grad or frozen) for frozen in (True, False)]
+        rows.append((name, type(layer).__name__, tuple(output.shape[1:]), *counts))
+    hooks = [layer.register_forward_hook(partial(note, name))
+             for name, layer in model.named_modules() if name and name.count('.') < depth]
+    was_training, device = model.training, next(model.parameters()).device
+    try: model.eval()(torch.zeros(1, 3, size, size, device=device))
     finally:
         model.train(was_training)
         for hook in hooks: hook.remove()

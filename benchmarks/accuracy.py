@@ -1,8 +1,11 @@
-"""Does the fast path cost accuracy? The same recipe trained the plain way (every JPEG decoded each epoch, torchvision's transforms, float32) and ours.
+"""Does the fast path cost accuracy? The same recipe, trained the plain way and ours.
+
+The plain way decodes every JPEG in each epoch, takes torchvision's transforms, and computes in float32.
 
     python benchmarks/accuracy.py           # writes benchmarks/results/<date>-accuracy-<device>.json
 
-Same first weights, pictures, epochs and batch size; several seeds are pooled. At 96 px our path also picks another precision where the CPU has one.
+Same first weights, pictures, epochs and batch size; several seeds are pooled. At 96 px our path also picks another
+precision where the CPU has one.
 """
 import argparse, json, sys, tempfile, time
 from contextlib import redirect_stdout
@@ -11,23 +14,29 @@ from pathlib import Path
 
 import numpy as np, torch
 
-from artinsight.data import atomic_write, index
+from artinsight.data import index
+from artinsight.engine.files import atomic_write
 from artinsight.evaluation import Predictions, compare
-from artinsight.loading import build_store, dataloaders, pick_precision
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.sample import painted_sample
 from artinsight.study import build_model, find_experiment
-from artinsight.training import make_learner, predict_probs
+from artinsight.engine.runs import predict_probs
+from artinsight.training import make_learner
 from peers import WORKERS, folder
-from run import HERE, about, device_name, say
+from run import device_name, environment, HERE, say
 
 
 def plain(experiment, model, root):
     "A plain script's training; test probabilities, targets and paths."
-    train, test = (folder(root / part, experiment.size, augment) for part, augment in (('train', experiment.augment), ('test', ())))
+    train = folder(root / 'train', experiment.size, experiment.augment)
+    test = folder(root / 'test', experiment.size)
     optimiser = torch.optim.SGD(model.parameters(), experiment.lr, momentum=experiment.momentum)
     model.train()
     for _ in range(experiment.epochs):
-        for x, y in torch.utils.data.DataLoader(train, experiment.batch_size, shuffle=True, drop_last=True, num_workers=WORKERS):
+        for x, y in torch.utils.data.DataLoader(train, experiment.batch_size, shuffle=True, drop_last=True,
+                                                num_workers=WORKERS):
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
             optimiser.zero_grad()
@@ -40,7 +49,8 @@ def ours(experiment, model, root, store_folder):
     frame = index(root)
     store = build_store(frame, root, experiment.size, store_folder, progress=False)
     rows = [np.flatnonzero(store.frame.split == part) for part in ('train', 'test')]
-    dls = dataloaders(store, rows[0], rows[1], rows[1], experiment.augment, experiment.batch_size, 'cpu', experiment.seed)
+    dls = dataloaders(store, rows[0], rows[1], rows[1], experiment.augment, experiment.batch_size, 'cpu',
+                      experiment.seed)
     precision = pick_precision('cpu', experiment.size)
     learn = make_learner(experiment, precision.prepare(model), dls, precision)
     with redirect_stdout(sys.stderr), learn.no_bar(), learn.no_logging(): learn.fit(experiment.epochs)
@@ -56,9 +66,12 @@ def measure(size, seeds, epochs, root, store_folder):
         for name, train in (('plain', plain), ('artinsight', lambda *args: ours(*args, store_folder))):
             torch.manual_seed(seed)
             begin = time.perf_counter()
-            sides[name].append(train(experiment, build_model(experiment, 'none'), root))
-            say(f'{size} px, seed {seed}, {name}: accuracy {sides[name][-1].right.mean():.3f}, {time.perf_counter() - begin:.0f} s')
-    return {'size': size, 'epochs': epochs, 'seeds': list(seeds), 'precision': pick_precision('cpu', size).name, **compare(sides['plain'], sides['artinsight'])}
+            predictions = train(experiment, build_model(experiment, 'none'), root)
+            sides[name].append(predictions)
+            say(f'{size} px, seed {seed}, {name}: accuracy {predictions.right.mean():.3f}, '
+                f'{time.perf_counter() - begin:.0f} s')
+    return {'size': size, 'epochs': epochs, 'seeds': list(seeds), 'precision': pick_precision('cpu', size).name,
+            **compare(sides['plain'], sides['artinsight'])}
 
 
 def main():
@@ -66,13 +79,17 @@ def main():
     parser.add_argument('--sizes', nargs='+', type=int, default=[32, 96], help='pixels')
     parser.add_argument('--seeds', type=int, default=3, help='how many trainings of each')
     parser.add_argument('--epochs', type=int, default=8)
-    parser.add_argument('--test', type=int, default=80, help='test pictures in each folder: many, for a narrow interval')
+    parser.add_argument('--test', type=int, default=80,
+                        help='test pictures in each folder: many, for a narrow interval')
     args = parser.parse_args()
     root, begin = painted_sample(test=args.test), time.perf_counter()
     with tempfile.TemporaryDirectory() as store_folder:
         rows = [measure(size, range(args.seeds), args.epochs, root, store_folder) for size in args.sizes]
-    for row in rows: say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}'.format(**row))
-    result = {**about(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch', 'accuracy': rows, 'seconds': time.perf_counter() - begin}
+    for row in rows:
+        say('{size} px: plain {a:.3f}, ours {b:.3f}, difference {difference:+.3f}, 95 % interval {low:+.3f} to '
+            '{high:+.3f}'.format(**row))
+    result = {**environment(), 'data': 'painted sample', 'recipe': 'resnet18_augmented, quick, from scratch',
+              'accuracy': rows, 'seconds': time.perf_counter() - begin}
     file = HERE / 'results' / f"{result['date']}-accuracy-{device_name(result)}.json"
     with atomic_write(file) as out: Path(out).write_text(json.dumps(result, indent=1) + '\n')
     say(f"{result['seconds']:.0f} s, figures in {file}")

@@ -1,8 +1,10 @@
-"""How long `artinsight_audit` takes on a finished run of AI-ArtBench's size, robustness aside: `python benchmarks/audit.py`.
+"""How long `artinsight_audit` takes on a finished run of AI-ArtBench's size, robustness aside.
 
-Writes benchmarks/results/<date>-audit-<device>.json. The set has the study's 100,000 training and 30,000 test pictures in their true sizes, folders and names: pictures of the
-painted sample, each mixed with a random field of its own, so that no two are alike (6 GB, some minutes; `--place` keeps it). The run is an untrained simple CNN with drawn answers:
-an audit takes as long whatever they say.
+    python benchmarks/audit.py      # writes benchmarks/results/<date>-audit-<device>.json
+
+The set has the study's 100,000 training and 30,000 test pictures in their true sizes, folders and names: pictures of
+the painted sample, each mixed with a random field of its own, so that no two are alike (6 GB, some minutes; `--folder`
+keeps it). The run is an untrained simple CNN with drawn answers: an audit takes as long whatever they say.
 """
 import argparse, datetime, json, os, resource, subprocess, sys, tempfile, time
 from dataclasses import asdict, replace
@@ -16,12 +18,13 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from artinsight.baseline import SIMPLE_CNN
-from artinsight.data import (CLASSES, GENERATORS, STYLES, atomic_write, counts_by_class, fingerprint,
-                             folder_name, index, parts, user_path)
+from artinsight.data import CLASSES, GENERATORS, STYLES, counts_by_class, fingerprint, folder_name, index, parts
+from artinsight.engine.files import atomic_write, user_path
 from artinsight.evaluation import evaluate
 from artinsight.sample import painted_sample
 from artinsight.study import build_model
-from artinsight.training import git_commit, save_predictions, write_record
+from artinsight.engine.runs import git_commit, save_predictions
+from artinsight.training import write_record
 from predict import processor
 
 SIZES = {'human': 256, 'LD': 256, 'SD': 768}
@@ -29,27 +32,32 @@ SIZES = {'human': 256, 'LD': 256, 'SD': 768}
 
 def paint_folder(job):
     "All pictures of one folder: four share an AI seed, about eighty an artist."
-    place, split, maker, style, count = job
-    frame, number, side = index(painted_sample()), STYLES.index(style), SIZES[maker]
-    paths = frame.path[(frame.generator == maker) & (frame['style'] == style)]
+    data, split, generator, style, count = job
+    frame, number, side = index(painted_sample()), STYLES.index(style), SIZES[generator]
+    paths = frame.path[(frame.generator == generator) & (frame['style'] == style)]
     textures = [Image.open(f"{frame.attrs['root']}/{path}").convert('RGB').resize((side, side)) for path in paths]
-    draw, folder = np.random.default_rng([split == 'train', GENERATORS.index(maker), number]), place/split/folder_name(style, maker)
+    draw = np.random.default_rng([split == 'train', GENERATORS.index(generator), number])
+    folder = data/split/folder_name(style, generator)
     folder.mkdir(parents=True)
     for n in range(count):
         if n % 4 == 0: batch, seed = draw.normal(size=(20, 20, 3)), draw.integers(10**8, 10**9)
         field = (128 + 45 * (.75 * draw.normal(size=(20, 20, 3)) + .66 * batch)).clip(0, 255).astype('uint8')
-        picture = Image.blend(textures[draw.integers(len(textures))], Image.fromarray(field).resize((side, side), Image.Resampling.BICUBIC), .6)
-        name = f'artist-{number}-{draw.integers(60)}_painting-{n}-1900' if maker == 'human' else f'{number}-{seed}-{n + 10**6 * (split == "test")}'
+        picture = Image.blend(textures[draw.integers(len(textures))],
+                              Image.fromarray(field).resize((side, side), Image.Resampling.BICUBIC), .6)
+        if generator == 'human': name = f'artist-{number}-{draw.integers(60)}_painting-{n}-1900'
+        else: name = f'{number}-{seed}-{n + 10**6 * (split == "test")}'
         picture.save(folder/f'{name}.jpg', quality=91)
 
 
-def paint(place, share):
-    "A share of the study's choice."
-    if place.exists(): return
+def paint(data, fraction):
+    "A fraction of the study's choice."
+    if data.exists(): return
     painted_sample()
     counts = {'train': {'human': 5000, 'LD': 2500, 'SD': 2500}, 'test': {'human': 1000, 'LD': 1000, 'SD': 1000}}
-    with atomic_write(place) as unfinished, Pool() as pool:
-        pool.map(paint_folder, [(unfinished, split, maker, style, round(share * counts[split][maker])) for maker in ('SD', 'human', 'LD') for style in STYLES for split in counts], chunksize=1)
+    with atomic_write(data) as unfinished, Pool() as pool:
+        jobs = [(unfinished, split, generator, style, round(fraction * counts[split][generator]))
+                for generator in ('SD', 'human', 'LD') for style in STYLES for split in counts]
+        pool.map(paint_folder, jobs, chunksize=1)
 
 
 def answers(rows, seed):
@@ -60,39 +68,50 @@ def answers(rows, seed):
 
 def make_run(run, frame, recipe):
     "A finished run's folder."
-    three = parts(frame, recipe.per_style, recipe.validation, recipe.split_by, recipe.seed)
-    said = {part: (three[part].path.to_numpy(str), *answers(three[part], seed)) for seed, part in enumerate(('validation', 'test'))}
+    tables = parts(frame, recipe.per_style, recipe.validation, recipe.split_by, recipe.seed)
+    predictions = {part: (tables[part].path.to_numpy(str), *answers(tables[part], seed))
+                   for seed, part in enumerate(('validation', 'test'))}
     run.mkdir(parents=True)
     save_file(build_model(recipe, 'none').state_dict(), run/'model.safetensors')
-    save_predictions(run/'predictions.npz', said)
-    scores = {part: evaluate(target, probs, ids) for part, (ids, target, probs) in said.items()}
-    data = {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(three), 'index_sha256': fingerprint(frame)}
-    write_record(run, {'experiment': asdict(recipe), 'init': 'none', 'quick': False, 'data': data, 'git': git_commit(), **scores})
+    save_predictions(run/'predictions.npz', predictions)
+    scores = {part: evaluate(target, probs, ids) for part, (ids, target, probs) in predictions.items()}
+    data = {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name, 'counts': counts_by_class(tables),
+            'index_sha256': fingerprint(frame)}
+    write_record(run, {'experiment': asdict(recipe), 'weights': 'none', 'quick': False, 'data': data,
+                       'git': git_commit(), **scores})
 
 
-def audit(run, place):
+def audit(run, folder):
     "Time and memory of the command, from its start to its end, and what it wrote."
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([Path(sys.executable).parent/'artinsight_audit', str(run), '--data', str(place), '--no-robustness', '--device', 'cpu'], check=True, stdout=subprocess.DEVNULL)
+    command = [Path(sys.executable).parent/'artinsight_audit', str(run), '--data', str(folder), '--no-robustness',
+               '--device', 'cpu']
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = json.loads((run/'audit.json').read_text())
-    return {'seconds': seconds, 'cpu_seconds': after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 'largest_process_gb': after.ru_maxrss / 1e6,
-            'pictures': found['pictures'], 'looked_at_closely': found['sample'], 'test_pictures': found['duplicates']['with']['n'], 'twins': found['duplicates']['counts']}
+    result = json.loads((run/'audit.json').read_text())
+    return {'seconds': seconds, 'cpu_seconds': after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            'largest_process_gb': after.ru_maxrss / 1e6,
+            'pictures': result['pictures'], 'looked_at_closely': result['sample'],
+            'test_pictures': result['duplicates']['with']['n'], 'twins': result['duplicates']['counts']}
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--share', type=float, default=1., help='share of the 130,000 pictures')
-    parser.add_argument('--place', help='folder to keep pictures and run in, or to find them in (default: a temporary one)')
+    parser.add_argument('--fraction', type=float, default=1., help='of the 130,000 pictures')
+    parser.add_argument('--folder', help='where pictures and run are kept, or found (default: a temporary folder)')
     parser.add_argument('--out', default=str(Path(__file__).parent/'results'))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        place = user_path(asked.place or temporary)
-        paint(place/'Real_AI_SD_LD_Dataset', asked.share)
-        if not (place/'run/record.json').exists(): make_run(place/'run', index(place), replace(SIMPLE_CNN, per_style=round(5000 * asked.share)))
-        result = {'date': datetime.date.today().isoformat(), 'command': f'python benchmarks/audit.py --share {asked.share:g}', 'git': git_commit(), 'device': 'cpu',
-                  'processor': processor(), 'cores': os.cpu_count(), 'load_before': os.getloadavg()[0], 'versions': {name: version(name) for name in ('torch', 'pillow', 'scikit-learn')},
-                  **audit(place/'run', place)}
+        folder = user_path(asked.folder or temporary)
+        paint(folder/'Real_AI_SD_LD_Dataset', asked.fraction)
+        if not (folder/'run/record.json').exists():
+            make_run(folder/'run', index(folder), replace(SIMPLE_CNN, per_style=round(5000 * asked.fraction)))
+        result = {'date': datetime.date.today().isoformat(),
+                  'command': f'python benchmarks/audit.py --fraction {asked.fraction:g}', 'git': git_commit(),
+                  'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(),
+                  'load_before': os.getloadavg()[0],
+                  'versions': {name: version(name) for name in ('torch', 'pillow', 'scikit-learn')},
+                  **audit(folder/'run', folder)}
     with atomic_write(user_path(asked.out)/f"{result['date']}-audit-cpu.json") as unfinished:
         unfinished.write_text(json.dumps(result, indent=1))
     json.dump(result, sys.stdout, indent=1)

@@ -1,31 +1,35 @@
-"""The five experiments at full size on one GPU: the study's recipe on 90,000/10,000/30,000 painted pictures, in one record.
+"""The five experiments at full size on one GPU: the study's recipe on 90,000/10,000/30,000 painted pictures.
 
-    python benchmarks/gpu_study.py FOLDER      # paints the pictures into FOLDER (about 25 GB with the stores) unless they are there
+    python benchmarks/gpu_study.py FOLDER      # paints the pictures into FOLDER unless they are there (25 GB in all)
 
-It measures, for each experiment: training images/s, the share of what the same model reaches on a batch that already lies on the device
-(no loading, no augmentation), the plain script's images/s, and the total time of all five.
+It measures, for each experiment, training images/s, which part that is of what the same model reaches on a batch that
+already lies on the device (no loading, no augmentation), and the plain script's images/s; and the time of all five.
 """
 import argparse, json, sys, time
 from pathlib import Path
 
 import pandas as pd, torch
 
-from artinsight.data import COUNTS, index, parts, user_path
-from artinsight.loading import build_stores, dataloaders, pick_precision
+from artinsight.data import CLASSES, COUNTS, index, parts
+from artinsight.engine.files import user_path
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_stores
+from artinsight.loading import loaders_of
 from artinsight.sample import paint
 from artinsight.study import EXPERIMENTS, build_model
 from artinsight.training import train
 from peers import folder
-from run import HERE, about
+from run import environment, HERE, sgd
 
 DEVICE = torch.device('cuda')
 
 def upper_bound(experiment, precision, seconds=10):
     "Images/s of forward, backward and step on one batch that stays on the device."
     model = precision.prepare(build_model(experiment, 'none').to(DEVICE))
-    x = torch.randn(experiment.batch_size, 3, experiment.size, experiment.size, device=DEVICE).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 20, (experiment.batch_size,), device=DEVICE)
-    optimiser, n = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, momentum=.9), 0
+    x = torch.randn(experiment.batch_size, 3, experiment.size, experiment.size, device=DEVICE)
+    x = x.to(memory_format=torch.channels_last)
+    y = torch.randint(0, len(CLASSES), (experiment.batch_size,), device=DEVICE)
+    optimiser, n = sgd(model), 0
     for warm in (True, False):
         begin = time.perf_counter()
         while time.perf_counter() - begin < (2 if warm else seconds):
@@ -40,8 +44,9 @@ def upper_bound(experiment, precision, seconds=10):
 def plain_script(experiment, root, seconds=30):
     "Images/s of a plain float32 script with torchvision's loader, two workers, on the same device."
     model = build_model(experiment, 'none').to(DEVICE)
-    optimiser, n = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, momentum=.9), 0
-    loader = torch.utils.data.DataLoader(folder(root / 'train', experiment.size, experiment.augment), experiment.batch_size, shuffle=True, num_workers=2, pin_memory=True)
+    optimiser, n = sgd(model), 0
+    loader = torch.utils.data.DataLoader(folder(root / 'train', experiment.size, experiment.augment),
+                                         experiment.batch_size, shuffle=True, num_workers=2, pin_memory=True)
     begin = time.perf_counter()
     for x, y in loader:
         loss = torch.nn.functional.cross_entropy(model(x.to(DEVICE)), y.to(DEVICE))
@@ -61,21 +66,21 @@ def main():
     data = args.folder / 'painted'
     paint(data, COUNTS)
     frame = index(data)
-    three, begin = parts(frame), time.perf_counter()
-    chosen = pd.concat(three.values()).sort_values('path', ignore_index=True)
+    tables, begin = parts(frame), time.perf_counter()
+    chosen = pd.concat(tables.values()).sort_values('path', ignore_index=True)
     stores = build_stores(chosen, frame.attrs['root'], [32, 224], args.folder / 'stores')
-    result = {**about(), 'gpu': torch.cuda.get_device_name(DEVICE), 'data': 'painted sample', 'store_seconds': time.perf_counter() - begin, 'experiments': {}}
+    result = {**environment(), 'gpu': torch.cuda.get_device_name(DEVICE), 'data': 'painted sample',
+              'store_seconds': time.perf_counter() - begin, 'experiments': {}}
     begin = time.perf_counter()
     for name, experiment in EXPERIMENTS.items():
-        store = stores[experiment.size]
-        dls = dataloaders(store, *(store.rows(part.path) for part in three.values()), augment=experiment.augment, batch_size=experiment.batch_size,
-                          device=DEVICE, seed=experiment.seed)
-        told = train(experiment, build_model(experiment, 'none'), dls, args.folder / 'runs' / name)
-        result['experiments'][name] = {key: told[key] for key in ('images_per_second', 'seconds', 'epochs')}
+        dls = loaders_of(experiment, tables, stores[experiment.size], DEVICE)
+        record = train(experiment, build_model(experiment, 'none'), dls, args.folder / 'runs' / name)
+        result['experiments'][name] = {key: record[key] for key in ('images_per_second', 'seconds', 'epochs')}
     result['five_experiments_seconds'] = time.perf_counter() - begin
     for name, experiment in EXPERIMENTS.items():
         row, precision = result['experiments'][name], pick_precision(DEVICE, experiment.size)
-        row |= {'precision': precision.name, 'upper_bound': upper_bound(experiment, precision), 'plain': plain_script(experiment, Path(frame.attrs['root']))}
+        row |= {'precision': precision.name, 'upper_bound': upper_bound(experiment, precision),
+                'plain': plain_script(experiment, Path(frame.attrs['root']))}
         row['share'] = row['images_per_second'] / row['upper_bound']
     file = HERE / 'results' / f"{result['date']}-{result['gpu'].lower().replace(' ', '-')}.json"
     file.write_text(json.dumps(result, indent=1) + '\n')

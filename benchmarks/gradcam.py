@@ -1,8 +1,10 @@
-"""Grad-CAM beside its peers, in one run: `python benchmarks/gradcam.py`. ResNet18 at 224 px, batch 32; a model that has learnt something.
+"""Grad-CAM beside its peers, in one run: ResNet18 at 224 px, batch 32; a model that has learnt something.
 
-Writes benchmarks/results/<date>-gradcam-<device>.json. Rounds alternate between the rivals, so that a busy machine slows all of them alike.
+    python benchmarks/gradcam.py    # writes benchmarks/results/<date>-gradcam-<device>.json
+
+Rounds alternate between the rivals, so that a busy machine slows all of them alike.
 """
-import argparse, datetime, json, os, platform, re, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, platform, re, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,15 +13,19 @@ from captum.attr import LayerGradCam
 from pytorch_grad_cam import GradCAM as PeerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from artinsight.data import CLASSES, atomic_write, index
+from artinsight.data import CLASSES, index
+from artinsight.engine.files import atomic_write
 from artinsight.gradcam import GradCAM, scale
-from artinsight.loading import build_store, normalise, pick_precision
+from artinsight.engine.augment import normalise
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.runs import git_commit
+from artinsight.engine.store import build_store
 from artinsight.resnet18 import resnet18
 from artinsight.sample import painted_sample
 
 
 def learn(store, device, epochs, size):
-    "A ResNet18 that tells the painted sample's classes apart, more or less: maps of random weights are noise in any precision"
+    "A ResNet18 that tells the classes apart, more or less: maps of random weights are noise in any precision."
     torch.manual_seed(0)
     model, frame = resnet18('none').to(device), store.frame
     rows = frame.index[frame.split == 'train'].to_numpy()
@@ -30,15 +36,19 @@ def learn(store, device, epochs, size):
     for _ in range(epochs):
         for part in torch.randperm(len(x)).split(32):
             F.cross_entropy(model(x[part]), y[part]).backward()
-            opt.step(), opt.zero_grad(set_to_none=True), schedule.step()
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+            schedule.step()
     return model.eval()
 
 
 def processor():
-    "The processor's name"
+    "The processor's name."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else []
-    return (names or [platform.processor()])[0]
+    file = Path('/proc/cpuinfo')
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor()
 
 
 def main():
@@ -72,45 +82,53 @@ def main():
         def get_target_width_height(self, _): return maps.shape[2], maps.shape[1]
     exact, automatic = GradCAM(model, args.layer), GradCAM(model, args.layer, precision)
     maps = exact(x, asked).cpu()
-    rivals = {'pytorch-grad-cam': lambda: peer(x, targets), 'captum': lambda: LayerGradCam(model, layer).attribute(x, torch.tensor(asked, device=device), relu_attributions=True).detach(),
-              'artinsight, float32': lambda: exact(x, asked), f'artinsight, {precision.name}': lambda: automatic(x, asked)}
+    rivals = {'pytorch-grad-cam': lambda: peer(x, targets),
+              'captum': lambda: LayerGradCam(model, layer).attribute(x, torch.tensor(asked, device=device),
+                                                                     relu_attributions=True).detach(),
+              'artinsight, float32': lambda: exact(x, asked),
+              f'artinsight, {precision.name}': lambda: automatic(x, asked)}
 
-    seconds, work = {name: [] for name in rivals}, {name: [] for name in rivals}   # by the clock; of processor time, which other jobs stretch less
+    seconds = {name: [] for name in rivals}   # by the clock
+    work = {name: [] for name in rivals}   # of processor time, which other jobs stretch less
     for number in range(args.rounds + 1):   # the first round warms up
         for name, run in rivals.items():
             begun, worked = time.perf_counter(), time.process_time()
             run()
             if device.type == 'cuda': torch.cuda.synchronize()
-            if number: seconds[name].append(time.perf_counter() - begun), work[name].append(time.process_time() - worked)
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+                work[name].append(time.process_time() - worked)
         print(f'round {number} of {args.rounds}', file=sys.stderr)
 
     raw, captum = exact(x, asked, raw=True).cpu(), rivals['captum']()[:, 0].cpu()
     with AtLayer(model, [layer]) as small: theirs = torch.from_numpy(small(x, targets))
     ours = scale(maps - maps.amin((1, 2), keepdim=True))   # pytorch-grad-cam also subtracts each map's smallest value
     fast = automatic(x, asked).cpu()
-    base = np.median(seconds['pytorch-grad-cam'])
-    pairs = {name: np.array(seconds['pytorch-grad-cam']) / np.array(values) for name, values in seconds.items()}
+    peer_seconds, peer_work = np.array(seconds['pytorch-grad-cam']), np.median(work['pytorch-grad-cam'])
+    times_faster = {name: dict(by_median=float(np.median(peer_seconds) / np.median(values)),
+                               by_best=float(peer_seconds.min() / min(values)),
+                               by_processor_time=float(peer_work / np.median(work[name])),
+                               by_round=[round(float(ratio), 2) for ratio in peer_seconds / np.array(values)])
+                    for name, values in seconds.items()}
     record = dict(
-        what=f'Grad-CAM maps of ResNet18, {args.layer}, {args.size} px, batch {args.batch}', date=datetime.date.today().isoformat(), device=processor(),
-        threads=args.threads, load=[load, os.getloadavg()[0]], commit=commit(), rounds=args.rounds,
+        what=f'Grad-CAM maps of ResNet18, {args.layer}, {args.size} px, batch {args.batch}',
+        date=datetime.date.today().isoformat(), device=processor(), threads=args.threads,
+        load=[load, os.getloadavg()[0]], commit=git_commit(), rounds=args.rounds,
         versions={name: version(name) for name in ('torch', 'torchvision', 'grad-cam', 'captum')},
-        seconds={name: dict(median=float(np.median(v)), best=min(v), all=[round(s, 4) for s in v]) for name, v in seconds.items()},
+        seconds={name: dict(median=float(np.median(v)), best=min(v), all=[round(s, 4) for s in v])
+                 for name, v in seconds.items()},
         processor_seconds={name: dict(median=float(np.median(v)), best=min(v)) for name, v in work.items()},
-        times_faster_than_pytorch_grad_cam={name: dict(by_median=float(base / np.median(v)), by_best=min(seconds['pytorch-grad-cam']) / min(v),
-                                                       by_processor_time=float(np.median(work['pytorch-grad-cam']) / np.median(work[name])),
-                                                       by_round=[round(float(r), 2) for r in pairs[name]]) for name, v in seconds.items()},
-        largest_difference=dict(float32_to_captum_raw=(raw - captum).abs().max().item(), float32_to_pytorch_grad_cam_scaled=(ours - theirs).abs().max().item(),
-                                automatic_to_float32_scaled=(fast - maps).abs().max().item(), largest_raw_value=raw.max().item()))
+        times_faster_than_pytorch_grad_cam=times_faster,
+        largest_difference=dict(float32_to_captum_raw=(raw - captum).abs().max().item(),
+                                float32_to_pytorch_grad_cam_scaled=(ours - theirs).abs().max().item(),
+                                automatic_to_float32_scaled=(fast - maps).abs().max().item(),
+                                largest_raw_value=raw.max().item()))
     name = f"{record['date']}-gradcam-{re.sub('[^a-z0-9]+', '-', record['device'].lower()).strip('-')}.json"
     args.results.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.results / name) as unfinished: Path(unfinished).write_text(json.dumps(record, indent=1) + '\n')
-    print(json.dumps({k: record[k] for k in ('device', 'times_faster_than_pytorch_grad_cam', 'largest_difference')}, indent=1))
-
-
-def commit():
-    "The commit that was measured"
-    done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() or None
+    with atomic_write(args.results / name) as unfinished:
+        Path(unfinished).write_text(json.dumps(record, indent=1) + '\n')
+    print(json.dumps({k: record[k] for k in ('device', 'times_faster_than_pytorch_grad_cam', 'largest_difference')},
+                     indent=1))
 
 
 if __name__ == '__main__': main()

@@ -1,23 +1,30 @@
-"""How near `predict` comes to decoding alone, and ONNX Runtime beside PyTorch: `python benchmarks/predict.py RUN...`.
+"""How near `predict` comes to decoding alone, and ONNX Runtime beside PyTorch.
 
-Writes benchmarks/results/<date>-predict-<device>.json. Rounds alternate, so that a busy machine slows all of them alike; the median round counts.
+    python benchmarks/predict.py RUN...     # writes benchmarks/results/<date>-predict-<device>.json
+
+Rounds alternate, so that a busy machine slows all of them alike; the median round counts.
 """
-import argparse, datetime, json, os, platform, statistics, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, platform, statistics, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from artinsight.app import check_export, from_onnx, load_run, read_some, to_onnx
-from artinsight.data import atomic_write, index
-from artinsight.loading import decode
+from artinsight.use.export import check_export, from_onnx, to_onnx
+from artinsight.use.predict import load_run, read_some
+from artinsight.data import index
+from artinsight.engine.files import atomic_write
+from artinsight.engine.pictures import decode
+from artinsight.engine.runs import git_commit
 from artinsight.sample import painted_sample
 
 
 def processor():
     "The processor's name."
-    names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else []
+    if not os.path.exists('/proc/cpuinfo'): return platform.processor()
+    with open('/proc/cpuinfo') as lines:
+        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor()
 
 
@@ -33,8 +40,9 @@ def predict(run, files):
     "Pictures a second, from files to a table."
     begin = time.perf_counter()
     frame = run.predict(files)
-    assert len(frame) == len(files) and not frame.problem.any()
-    return len(files) / (time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    if len(frame) != len(files) or frame.problem.any(): sys.exit('predict.py: not every picture got an answer')
+    return len(files) / seconds
 
 
 def one_run(folder, files, rounds):
@@ -43,11 +51,13 @@ def one_run(folder, files, rounds):
     predict(run, files[:100])
     pairs = [(decode_alone(files, run.size), predict(run, files)) for _ in range(rounds)]
     pictures, _ = read_some(files[:200], run.size)
-    with tempfile.TemporaryDirectory() as place:
-        to_onnx(run, Path(place)/'model.onnx')
-        exported = check_export(run, from_onnx(Path(place)/'model.onnx'), pictures)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch)/'model.onnx'
+        to_onnx(run, file)
+        exported = check_export(run, from_onnx(file), pictures)
     alone, whole = (statistics.median(figures) for figures in zip(*pairs))
-    return {'run': run.record['experiment']['name'], 'size': run.size, 'decode_images_per_second': alone, 'predict_images_per_second': whole,
+    return {'run': run.record['experiment']['name'], 'size': run.size,
+            'decode_images_per_second': alone, 'predict_images_per_second': whole,
             'ratio': statistics.median(b / a for a, b in pairs), 'ratios': [b / a for a, b in pairs], 'onnx': exported}
 
 
@@ -62,10 +72,12 @@ if __name__ == '__main__':
     frame = index(asked.data or painted_sample())
     paths = [f"{frame.attrs['root']}/{path}" for path in frame.path.sample(frac=1, random_state=0)]
     files = [paths[i % len(paths)] for i in range(asked.pictures)]
-    git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    result = {'date': datetime.date.today().isoformat(), 'command': ' '.join(['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]), 'git': git,
-              'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load_before': os.getloadavg()[0],
-              'data': frame.attrs['name'], 'pictures': len(files), 'versions': {name: version(name) for name in ('torch', 'pillow', 'onnxruntime')},
+    command = ['python', 'benchmarks/predict.py', *(Path(run).name for run in asked.runs)]
+    result = {'date': datetime.date.today().isoformat(), 'command': ' '.join(command), 'git': git_commit(),
+              'device': 'cpu', 'processor': processor(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
+              'load_before': os.getloadavg()[0], 'data': frame.attrs['name'], 'pictures': len(files),
+              'versions': {name: version(name) for name in ('torch', 'pillow', 'onnxruntime')},
               'runs': [one_run(run, files, asked.rounds) for run in asked.runs]}
-    with atomic_write(Path(asked.out)/f"{result['date']}-predict-cpu.json") as unfinished: unfinished.write_text(json.dumps(result, indent=1))
+    file = Path(asked.out)/f"{result['date']}-predict-cpu.json"
+    with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1))
     json.dump(result, sys.stdout, indent=1)

@@ -1,24 +1,31 @@
-"""Measure artinsight beside its peers: every figure comes from one process, rounds alternate, medians and ratios are printed.
+"""Measure artinsight beside its peers: all in one process, rounds alternate, medians and ratios are printed.
 
     python benchmarks/run.py            # under 5 minutes
     python benchmarks/run.py --full     # more rounds, more pictures, 100,000 in the growth part
 """
-import argparse, copy, json, os, platform, shutil, statistics, subprocess, sys, tempfile, time, warnings
+import argparse, copy, io, json, os, platform, shutil, statistics, subprocess, sys, tempfile, time, warnings
 from contextlib import redirect_stdout, suppress
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np, pandas as pd, psutil, torch, torchvision, fastai, timm, PIL
+import fastai, kornia, numpy as np, pandas as pd, PIL, psutil, timm, torch, torchvision
 from PIL import Image
+from scipy.stats import ks_2samp
 
 warnings.filterwarnings('ignore')
 from artinsight.data import index
-from artinsight.loading import build_store, dataloaders, epoch_order, open_picture, pick_precision, squash, Store, CHUNK
+from artinsight.engine.pictures import open_picture, squash
+from artinsight.engine.precision import pick_precision, PRECISIONS
+from artinsight.engine.store import build_store, build_stores, Store
+from artinsight.engine.runs import git_commit
+from artinsight.loading import dataloaders, epoch_order, CHUNK
 from artinsight.sample import painted_sample
 from artinsight.study import EXPERIMENTS, build_model
 from artinsight.training import make_learner
-from peers import LOADERS, RECIPES, WORKERS, folder
+from peers import AUGMENTERS, folder, LOADERS, RECIPES, torchvision_steps, WORKERS
+from predict import processor
 
 HERE = Path(__file__).parent
 
@@ -28,16 +35,22 @@ def rate(loader, seconds):
     "Pictures a second of a loader, epoch after epoch for some seconds."
     begin, n = time.perf_counter(), 0
     while True:
-        for x, y in loader:
+        for x, _ in loader:
             n += len(x)
             if time.perf_counter() - begin > seconds: return n / (time.perf_counter() - begin)
 
 def summary(rounds):
     "Median, and each round, of every contestant."
-    return {name: {'median': statistics.median(values), 'rounds': [round(value, 4) for value in values]} for name, values in rounds.items()}
+    return {name: {'median': statistics.median(values), 'rounds': [round(value, 4) for value in values]}
+            for name, values in rounds.items()}
+
+def rates(measured):
+    "Medians in a line."
+    return ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items())
 
 def settle():
-    "Wait until no worker process computes: a peer's workers go on until their queues are full, and would take the next one's cores."
+    """Wait until no worker process computes: a peer's workers go on until their queues are full, and would take the
+    next one's cores."""
     def used():
         seconds = 0
         for child in psutil.Process().children(recursive=True):
@@ -63,8 +76,9 @@ def loaders(root, store, args):
     for size, recipe in [(32, 'plain'), (32, 'augmented'), (32, 'aggressive'), (224, 'plain'), (224, 'augmented')]:
         made, first = {}, {}
         for name, make in LOADERS.items():
+            extra = {'store_folder': store} if name == 'artinsight' else {}
             begin = time.perf_counter()
-            made[name] = make(root, size, RECIPES[recipe], 64, **({'store_folder': store} if name == 'artinsight' else {}))
+            made[name] = make(root, size, RECIPES[recipe], 64, **extra)
             next(iter(made[name]))
             first[name] = time.perf_counter() - begin
         measured = alternate({name: partial(rate, loader, args.seconds) for name, loader in made.items()}, args.rounds)
@@ -72,13 +86,16 @@ def loaders(root, store, args):
         fastest = max(value['median'] for name, value in measured.items() if name != 'artinsight')
         rows.append({'size': size, 'recipe': recipe, 'images_per_second': measured, 'first_batch_seconds': first,
                      'ratio': measured['artinsight']['median'] / fastest})
-        say(f"loader {size} px {recipe}: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()) + f", ratio {rows[-1]['ratio']:.1f}")
+        say(f"loader {size} px {recipe}: {rates(measured)}, ratio {rows[-1]['ratio']:.1f}")
     return rows
+
+def sgd(model):
+    "The optimiser of a plain script: layers that are frozen stay out."
+    return torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, momentum=.9)
 
 def plain_epoch(model, train, valid, batch_size, frozen):
     "An epoch as a plain script has it: float32, torchvision's loader with two workers, validation at the end."
-    optimiser = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, momentum=.9)
-    loss_of, begin = torch.nn.CrossEntropyLoss(), time.perf_counter()
+    optimiser, loss_of, begin = sgd(model), torch.nn.CrossEntropyLoss(), time.perf_counter()
     model.train()
     for name in frozen: model.get_submodule(name).eval()
     loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True, num_workers=WORKERS)
@@ -111,12 +128,13 @@ def contestants(experiment, root, store, args):
     held = chosen[:n // 9]
     kept = build_store(frame, frame.attrs['root'], experiment.size, store, progress=False)
     dls = dataloaders(kept, chosen, held, augment=experiment.augment, batch_size=experiment.batch_size, device='cpu')
-    place = {path: i for i, (path, _) in enumerate(folder(root, experiment.size).samples)}
-    where = [place[f"{frame.attrs['root']}/{path}"] for path in frame.path]
-    train, valid = (torch.utils.data.Subset(folder(root, experiment.size, augment), [where[i] for i in part])
+    numbers = {path: i for i, (path, _) in enumerate(folder(root, experiment.size).samples)}
+    theirs = np.array([numbers[f"{frame.attrs['root']}/{path}"] for path in frame.path])  # torchvision's own order
+    train, valid = (torch.utils.data.Subset(folder(root, experiment.size, augment), theirs[part].tolist())
                     for augment, part in ((experiment.augment, chosen), ((), held)))
     first = build_model(experiment, 'none')
-    return n, {'plain': lambda: len(chosen) / plain_epoch(copy.deepcopy(first), train, valid, experiment.batch_size, experiment.frozen),
+    return n, {'plain': lambda: len(chosen) / plain_epoch(copy.deepcopy(first), train, valid, experiment.batch_size,
+                                                          experiment.frozen),
                'artinsight': lambda: len(chosen) / our_epoch(experiment, copy.deepcopy(first), dls)}
 
 def epochs(root, store, args):
@@ -125,18 +143,87 @@ def epochs(root, store, args):
     for experiment in EXPERIMENTS.values():
         n, sides = contestants(experiment, root, store, args)
         measured = alternate(sides, args.rounds)
-        rows.append({'experiment': experiment.name, 'size': experiment.size, 'pictures': n, 'precision': pick_precision('cpu', experiment.size).name,
-                     'images_per_second': measured, 'ratio': measured['artinsight']['median'] / measured['plain']['median']})
-        say(f"epoch of {experiment.name}: plain {measured['plain']['median']:.0f}/s, ours {measured['artinsight']['median']:.0f}/s, ratio {rows[-1]['ratio']:.2f}")
+        rows.append({'experiment': experiment.name, 'size': experiment.size, 'pictures': n,
+                     'precision': pick_precision('cpu', experiment.size).name, 'images_per_second': measured,
+                     'ratio': measured['artinsight']['median'] / measured['plain']['median']})
+        say(f"epoch of {experiment.name}: plain {measured['plain']['median']:.0f}/s, ours "
+            f"{measured['artinsight']['median']:.0f}/s, ratio {rows[-1]['ratio']:.2f}")
     return rows
 
 def frozen(root, store, args):
     "What the frozen trunk brings: our epochs of resnet18_base and resnet18_augmented, in turn."
     names = ('resnet18_augmented', 'resnet18_base')
-    measured = alternate({name: contestants(EXPERIMENTS[name], root, store, args)[1]['artinsight'] for name in names}, args.rounds)
+    measured = alternate({name: contestants(EXPERIMENTS[name], root, store, args)[1]['artinsight'] for name in names},
+                         args.rounds)
     whole, trunk = (measured[name]['median'] for name in names)
     say(f'frozen trunk: {trunk:.0f}/s, all layers {whole:.0f}/s, ratio {trunk / whole:.2f}')
     return {'images_per_second': measured, 'ratio': trunk / whole}
+
+def batch_rate(augmenter, x, seconds):
+    "Pictures a second of augmenting and normalising a batch again and again."
+    augmenter(x)
+    begin, n = time.perf_counter(), 0
+    while (now := time.perf_counter() - begin) < seconds:
+        augmenter(x)
+        n += len(x)
+    return n / now
+
+def statistics_of(x):
+    "Mean, contrast, slopes across and down, and the first channel's mean, of pictures (n, 3, size, size)."
+    ramp = torch.linspace(-1, 1, x.shape[-1])
+    columns = [x.mean((1, 2, 3)), x.std((1, 2, 3)), (x * ramp).mean((1, 2, 3)), (x * ramp[:, None]).mean((1, 2, 3)),
+               x[:, 0].mean((1, 2))]
+    return torch.stack(columns, 1).numpy().round(3)
+
+def shared_in_batch(values):
+    "Intraclass correlation of statistics (batches, n, kinds), the largest: 0 for draws a picture, 1 for draws a batch."
+    values, n = values[..., values.std((0, 1)) > .01], values.shape[1]  # a flip leaves the mean as it is
+    between, within = n * values.mean(1).var(0, ddof=1), values.var(1, ddof=1).mean(0)
+    return float(((between - within) / (between + (n - 1) * within)).max())
+
+def draws_of(args):
+    """Does a peer draw as torchvision does?
+
+    The largest Kolmogorov-Smirnov distance of statistics of single pictures, its limit (passed by chance once in ten
+    thousand times), and how alike the draws of a batch are."""
+    ramp, rows = np.mgrid[0:32, 0:32] * 5, []
+    picture = np.stack([ramp[0] + 30, ramp[1] + 60, (ramp[0] + ramp[1]) // 2], 2).astype(np.uint8)
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    for steps in (('hflip', 'vflip'), ('rotation',), ('crop',), ('colour',)):
+        model = torchvision_steps(32, steps)
+        expected = statistics_of(torch.stack([model(Image.fromarray(picture)) for _ in range(args.draws)]))
+        for name in ('fastai', 'kornia', 'artinsight'):
+            augmenter = AUGMENTERS[name](32, steps)
+            drawn = statistics_of(torch.cat([augmenter(x) for _ in range(args.draws)]))
+            batches = np.stack([statistics_of(augmenter(x.expand(16, -1, -1, -1))) for _ in range(args.draws // 16)])
+            rows.append({'steps': steps, 'peer': name, 'limit': 2.23 * (2 / args.draws) ** .5,
+                         'distance': max(ks_2samp(*columns).statistic for columns in zip(drawn.T, expected.T)),
+                         'shared_in_batch': shared_in_batch(batches)})
+            say('draws of {peer}, {steps}: distance {distance:.3f} (limit {limit:.3f}), shared in a batch '
+                '{shared_in_batch:.2f}'.format(**rows[-1]))
+    return rows
+
+def augment(root, store, args):
+    "Augmenting and normalising a decoded batch of 64 beside fastai's and kornia's batch transforms; their draws."
+    frame, rows, threads_before = index(root.parent), [], torch.get_num_threads()
+    for size in (32, 224):
+        kept = build_store(frame, frame.attrs['root'], size, store, progress=False)
+        x = kept.read(np.random.default_rng(0).permutation(len(kept))[:64])
+        recipes = ('augmented', 'aggressive', 'crop', 'colour') if args.full else ('augmented', 'aggressive')
+        makers = {name: make for name, make in AUGMENTERS.items() if size == 224 or 'in parts' not in name}
+        for recipe, threads in product(recipes, (1, 2)):
+            torch.set_num_threads(threads)
+            made = {name: make(size, RECIPES.get(recipe, (recipe,))) for name, make in makers.items()}
+            measured = alternate({name: partial(batch_rate, augmenter, x, args.batch_seconds)
+                                  for name, augmenter in made.items()}, args.rounds)
+            ours = np.array(measured['artinsight']['rounds'])
+            ratios = {name: float(np.median(ours / value['rounds'])) for name, value in measured.items()}
+            rows.append({'size': size, 'recipe': recipe, 'threads': threads, 'images_per_second': measured,
+                         'ratios': ratios})
+            say(f'augment {size} px {recipe}, {threads} threads: {rates(measured)}; ours is as many times as fast: '
+                + ', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios.items()))
+    torch.set_num_threads(threads_before)
+    return {'speed': rows, 'draws': draws_of(args)}
 
 def stepper(size, n, precision, train, compiled=False):
     "A function that takes one step of ResNet18 on a synthetic batch, and the seconds that its first call took."
@@ -145,7 +232,8 @@ def stepper(size, n, precision, train, compiled=False):
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     called = torch.compile(model) if compiled else model
     def step():
-        with precision.context('cpu'), torch.set_grad_enabled(train): loss = torch.nn.functional.cross_entropy(called(x).float(), y)
+        with precision.context('cpu'), torch.set_grad_enabled(train):
+            loss = torch.nn.functional.cross_entropy(called(x).float(), y)
         if train:
             loss.backward()
             optimiser.step()
@@ -154,24 +242,25 @@ def stepper(size, n, precision, train, compiled=False):
     step()
     return step, time.perf_counter() - begin
 
-def steps_a_second(step):
+def step_rate(step, n):
+    "Pictures a second of a few steps of `n` pictures."
     begin = time.perf_counter()
     for _ in range(3): step()
-    return 3 / (time.perf_counter() - begin)
+    return 3 * n / (time.perf_counter() - begin)
 
-def precisions(args):
+def precisions(root, store, args):
     "Training and inference of ResNet18 at each size and precision, and with --full compiled, on synthetic batches."
-    from artinsight.loading import PRECISIONS
     rows = []
     for size, n in ((32, 64), (224, 8)):
         for train in (True, False):
             picked = pick_precision('cpu', size)
-            made = {name: stepper(size, n, PRECISIONS[name], train) for name in PRECISIONS if not name.startswith('fp16')}
+            made = {name: stepper(size, n, PRECISIONS[name], train)
+                    for name in PRECISIONS if not name.startswith('fp16')}
             if args.full: made['picked, compiled'] = stepper(size, n, picked, train, True)
-            measured = alternate({name: partial(lambda step: n * steps_a_second(step), step) for name, (step, _) in made.items()}, args.rounds)
+            measured = alternate({name: partial(step_rate, step, n) for name, (step, _) in made.items()}, args.rounds)
             rows.append({'size': size, 'training': train, 'images_per_second': measured, 'picked': picked.name,
                          'first_step_seconds': {name: seconds for name, (_, seconds) in made.items()}})
-            say(f"{'training' if train else 'inference'} at {size} px: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
+            say(f"{'training' if train else 'inference'} at {size} px: {rates(measured)}")
     return rows
 
 def bare(size, paths):
@@ -188,22 +277,15 @@ def torchvision_io(size, paths):
 def in_workers(function, size, paths):
     "Pictures a second of `function` over all paths, by as many processes as there are cores."
     begin = time.perf_counter()
-    with get_context('fork').Pool(os.cpu_count()) as pool: pool.map(partial(function, size), [paths[i:i + 64] for i in range(0, len(paths), 64)], 1)
+    with get_context('fork').Pool(os.cpu_count()) as pool:
+        pool.map(partial(function, size), [paths[i:i + 64] for i in range(0, len(paths), 64)], 1)
     return len(paths) / (time.perf_counter() - begin)
 
-def build(frame, size):
-    "Pictures a second of building a new store."
-    with tempfile.TemporaryDirectory() as place:
+def build(frame, *sizes):
+    "Pictures a second of building new stores, all from one decoding."
+    with tempfile.TemporaryDirectory() as scratch:
         begin = time.perf_counter()
-        build_store(frame, frame.attrs['root'], size, place, progress=False)
-        return len(frame) / (time.perf_counter() - begin)
-
-def both_sizes(frame):
-    "Pictures a second of building both sizes from one decoding."
-    from artinsight.loading import build_stores
-    with tempfile.TemporaryDirectory() as place:
-        begin = time.perf_counter()
-        build_stores(frame, frame.attrs['root'], [32, 224], place, progress=False)
+        build_stores(frame, frame.attrs['root'], sizes, scratch, progress=False)
         return len(frame) / (time.perf_counter() - begin)
 
 def one_process(function, size, paths):
@@ -212,17 +294,21 @@ def one_process(function, size, paths):
     function(size, paths)
     return len(paths) / (time.perf_counter() - begin)
 
-def building(root, args):
+def building(root, store, args):
     "(c) Building the store against the decoding and resizing that it cannot do without; memory of the build."
     frame = index(root.parent)
     paths = [f"{frame.attrs['root']}/{path}" for path in frame.path]
     few, rows = paths[::max(1, len(paths) // 200)], []
     for size in (32, 224):
-        measured = alternate({'bare parallel': partial(in_workers, bare, size, paths), 'store': partial(build, frame, size),
-                              'one PIL process': partial(one_process, bare, size, few), 'one torchvision.io process': partial(one_process, torchvision_io, size, few)}, args.rounds)
-        rows.append({'size': size, 'images_per_second': measured, 'ratio': measured['store']['median'] / measured['bare parallel']['median']})
-        say(f"building at {size} px: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()) + f", ratio {rows[-1]['ratio']:.2f}")
-    both = alternate({'32 and 224 px at once': partial(both_sizes, frame)}, args.rounds)
+        measured = alternate({'bare parallel': partial(in_workers, bare, size, paths),
+                              'store': partial(build, frame, size),
+                              'one PIL process': partial(one_process, bare, size, few),
+                              'one torchvision.io process': partial(one_process, torchvision_io, size, few)},
+                              args.rounds)
+        rows.append({'size': size, 'images_per_second': measured,
+                     'ratio': measured['store']['median'] / measured['bare parallel']['median']})
+        say(f"building at {size} px: {rates(measured)}, ratio {rows[-1]['ratio']:.2f}")
+    both = alternate({'32 and 224 px at once': partial(build, frame, 32, 224)}, args.rounds)
     return {'pictures': len(paths), 'sizes': rows, 'both': both}
 
 def forget(file):
@@ -232,8 +318,7 @@ def forget(file):
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 def formats(root, store, args):
-    "Why memory-mapped uint8: reading a batch at 224 px from the page cache, from disk in several orders, or by decoding again."
-    import io
+    "Why memory-mapped uint8: reading 224 px from the page cache, from disk in several orders, or by decoding again."
     frame = index(root.parent)
     kept = build_store(frame, frame.attrs['root'], 224, store, progress=False)
     n = len(kept)
@@ -241,7 +326,8 @@ def formats(root, store, args):
     for array in kept.read(range(64)).permute(0, 2, 3, 1).numpy():
         Image.fromarray(array).save(buffer := io.BytesIO(), 'JPEG', quality=95)
         jpegs.append(buffer.getvalue())
-    orders = {'in order': np.arange(n), 'blocks shuffled': epoch_order(n, 0, 0, CHUNK), 'shuffled': epoch_order(n, 0, 0)}
+    orders = {'in order': np.arange(n), 'blocks shuffled': epoch_order(n, 0, 0, CHUNK),
+              'shuffled': epoch_order(n, 0, 0)}
     def read(order, cold):
         if cold:
             kept.kept.clear()
@@ -256,16 +342,16 @@ def formats(root, store, args):
     contestants = {'cached, shuffled': partial(read, orders['shuffled'], False)}
     contestants |= {f'from disk, {name}': partial(read, order, True) for name, order in orders.items()}
     measured = alternate(contestants | {'re-encoded as JPEG 95, one process': decode}, args.rounds)
-    say('reading 224 px: ' + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
-    return {'images_per_second': measured, 'bytes_per_picture': {'uint8': 224 * 224 * 3, 'JPEG 95': float(np.mean([len(jpeg) for jpeg in jpegs]))}}
+    say(f'reading 224 px: {rates(measured)}')
+    weights = {'uint8': kept.picture_bytes, 'JPEG 95': float(np.mean([len(jpeg) for jpeg in jpegs]))}
+    return {'images_per_second': measured, 'bytes_per_picture': weights}
 
-def larger_than_memory(args):
-    "Batches of 64 at 224 px out of a store that does not fit beside a ballast: in the order of a training, and freely shuffled."
+def larger_than_memory(root, store, args):
+    "Batches at 224 px out of a store larger than the memory left by a ballast: in a training's order, and shuffled."
     available = next(int(line.split()[1]) * 1024 for line in open('/proc/meminfo') if line.startswith('MemAvailable'))
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as scratch:
         frame = pd.DataFrame({'path': [f'{i}.jpg' for i in range(args.large)], 'class': 'human_baroque'})
-        store = Store(Path(place), 224, frame)
-        store.frame, store.slots = frame, np.arange(len(frame))
+        store = Store(scratch, 224, frame)
         noise = np.random.default_rng(0).integers(0, 256, 64 * store.picture_bytes, np.uint8).tobytes()
         with open(store.file, 'wb') as file:
             for i in range(0, len(frame), 64): file.write(noise[:min(64, len(frame) - i) * store.picture_bytes])
@@ -276,14 +362,15 @@ def larger_than_memory(args):
         def read(loader):
             forget(store.file)
             return rate(loader, args.large_seconds)
-        measured = alternate({'as in training': partial(read, loader), 'freely shuffled': partial(read, free)}, args.rounds)
-        say(f"a store of {store.bytes / 1e9:.1f} GB in {(available - len(ballast)) / 1e9:.1f} GB: " + ', '.join(f"{name} {value['median']:.0f}/s" for name, value in measured.items()))
+        measured = alternate({'as in training': partial(read, loader), 'freely shuffled': partial(read, free)},
+                             args.rounds)
+        say(f'a store of {store.bytes / 1e9:.1f} GB in {(available - len(ballast)) / 1e9:.1f} GB: {rates(measured)}')
         return {'store_bytes': store.bytes, 'memory_bytes': available - len(ballast), 'images_per_second': measured}
 
 GROWTH = '''
 import json, resource, sys, time
 from artinsight.data import index
-from artinsight.loading import build_store
+from artinsight.engine.store import build_store
 frame = index(sys.argv[1])
 begin = time.perf_counter()
 store = build_store(frame, frame.attrs['root'], 32, sys.argv[2], progress=False)
@@ -297,64 +384,71 @@ print(json.dumps({'pictures': len(store), 'seconds': seconds, 'reopen_seconds': 
                   'peak_bytes': {'builder': memory[0], 'largest worker': memory[1]}}))
 '''
 
-def growth(root, args):
+def growth(root, store, args):
     "(d) The same small pictures linked under many names: time and memory of building, a process each."
     rows = []
-    with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / f'{i}.jpg' for i in range(16)]
-        for file, source in zip(files, sorted(root.glob('*/*.jpg'))): open_picture(source).resize((64, 64)).save(file, quality=90)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / f'{i}.jpg' for i in range(16)]
+        for file, source in zip(files, sorted(root.glob('*/*.jpg'))):
+            open_picture(source).resize((64, 64)).save(file, quality=90)
         for n in args.growth:
-            data = Path(place) / f'data{n}'
+            data = Path(scratch) / f'data{n}'
+            halves = [data / split / next(root.parent.joinpath('train').iterdir()).name for split in ('test', 'train')]
+            for half in halves: half.mkdir(parents=True)
             for number in range(n):
                 if number % 10000 == 0:  # file systems limit the names of one file
                     originals = [shutil.copy(file, data.parent / f'{n}-{number}-{file.name}') for file in files]
-                where = data / ('train' if number % 2 else 'test') / root.parent.joinpath('train').glob('*').__next__().name
-                if number < 2: where.mkdir(parents=True)
-                os.link(originals[number % 16], where / f'a_b-{number}.jpg')
-            out = subprocess.run([sys.executable, '-W', 'ignore', '-c', GROWTH, str(data), str(Path(place) / f'store{n}')], capture_output=True, text=True, check=True)
-            rows.append(json.loads(out.stdout))
-            say(f"growth: {n} pictures in {rows[-1]['seconds']:.1f} s, opened again in {rows[-1]['reopen_seconds']:.1f} s, worker's peak {rows[-1]['peak_bytes']['largest worker'] / 1e6:.0f} MB")
+                os.link(originals[number % 16], halves[number % 2] / f'a_b-{number}.jpg')
+            command = [sys.executable, '-W', 'ignore', '-c', GROWTH, str(data), str(Path(scratch) / f'store{n}')]
+            row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            rows.append(row)
+            say(f"growth: {n} pictures in {row['seconds']:.1f} s, opened again in {row['reopen_seconds']:.1f} s, "
+                f"worker's peak {row['peak_bytes']['largest worker'] / 1e6:.0f} MB")
     return rows
 
-def about():
+def environment():
     "Date, device, commit and versions."
-    name = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
-    told = subprocess.run(['git', '-C', str(HERE), 'rev-parse', 'HEAD'], capture_output=True, text=True)
-    changed = subprocess.run(['git', '-C', str(HERE), 'status', '--porcelain', '--', '../artinsight', '.'], capture_output=True, text=True)
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, fastai, timm, PIL, np)}
-    return {'date': time.strftime('%Y-%m-%d'), 'device': name or platform.machine(), 'cores': os.cpu_count(), 'capability': torch.backends.cpu.get_cpu_capability(),
-            'commit': told.stdout.strip() + '+' * bool(changed.stdout.strip()), 'versions': {'python': platform.python_version(), **versions}}
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, fastai, kornia, timm, PIL, np)}
+    return {'date': time.strftime('%Y-%m-%d'), 'device': processor() or platform.machine(), 'cores': os.cpu_count(),
+            'capability': torch.backends.cpu.get_cpu_capability(), 'commit': git_commit(),
+            'versions': {'python': platform.python_version(), **versions}}
 
 def device_name(result):
     "For the names of files: processor and cores."
     return ''.join(c if c.isalnum() else '-' for c in result['device'].lower()).strip('-') + f"-{result['cores']}-cores"
 
+PARTS = [loaders, epochs, frozen, augment, precisions, building, formats, growth, larger_than_memory]
+
 def main():
     parser = argparse.ArgumentParser(description='artinsight beside its peers')
     parser.add_argument('--full', action='store_true', help='more rounds and pictures')
-    parts = ['loaders', 'epochs', 'frozen', 'precisions', 'building', 'formats', 'growth']
-    parser.add_argument('--parts', nargs='+', help=f'which parts to run: {" ".join(parts)}, and larger_than_memory, which needs 20 GB of disk and --full to run by itself')
+
+    parser.add_argument('--parts', nargs='+', choices=[part.__name__ for part in PARTS],
+                        help='which parts to run; larger_than_memory needs 20 GB of disk, and runs by itself with '
+                             '--full only')
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     args = parser.parse_args()
-    some = ''.join(f'-{part}' for part in args.parts or ())  # a record of some parts has a name of its own
-    args.parts = args.parts or parts + ['larger_than_memory'] * args.full
-    quick = dict(rounds=3, seconds=1.5, epoch_32=384, epoch_224=64, growth=(1000, 10000))
-    full = dict(rounds=5, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000))
+    ending = ''.join(f'-{part}' for part in args.parts or ())  # a record of some parts has a name of its own
+    chosen = [part for part in PARTS if part.__name__ in (args.parts or ())]
+    chosen = chosen or (PARTS if args.full else PARTS[:-1])
+    quick = dict(rounds=3, seconds=1.5, epoch_32=384, epoch_224=64, growth=(1000, 10000), batch_seconds=.2, draws=400)
+    full = dict(rounds=5, seconds=4, epoch_32=2048, epoch_224=256, growth=(1000, 10000, 100000), batch_seconds=.5,
+                draws=1500)
     for name, value in (full if args.full else quick).items(): setattr(args, name, value)
-    args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 15  # the study's pictures at 224 px, and a Colab's memory
+    args.large, args.memory, args.large_seconds = 130_000, 12 * 10 ** 9, 15  # the study's pictures, a Colab's memory
     root = painted_sample() / 'train'
-    result = {**about(), 'data': 'painted sample', 'rounds': args.rounds, 'full': args.full, 'threads': torch.get_num_threads()}
+    result = {**environment(), 'load_before': os.getloadavg()[0], 'data': 'painted sample', 'rounds': args.rounds,
+              'full': args.full, 'threads': torch.get_num_threads()}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as store:
-        needs = {'loaders': (root, store, args), 'epochs': (root, store, args), 'frozen': (root, store, args), 'precisions': (args,), 'building': (root, args),
-                 'formats': (root, store, args), 'growth': (root, args), 'larger_than_memory': (args,)}
-        for part in args.parts: result[part] = globals()[part](*needs[part])
+        for part in chosen: result[part.__name__] = part(root, store, args)
     result['seconds'] = time.perf_counter() - begin
     args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / f"{result['date']}-{device_name(result)}{some}.json"
+    file = args.results / f"{result['date']}-{device_name(result)}{ending}.json"
     file.write_text(json.dumps(result, indent=1) + '\n')
     say(f"{result['seconds']:.0f} s, figures in {file}")
-    print(json.dumps({'loaders': {f"{row['size']} {row['recipe']}": round(row['ratio'], 1) for row in result.get('loaders', [])},
+    print(json.dumps({'loaders': {f"{row['size']} {row['recipe']}": round(row['ratio'], 1)
+                                  for row in result.get('loaders', [])},
                       'epochs': {row['experiment']: round(row['ratio'], 2) for row in result.get('epochs', [])}}))
 
 if __name__ == '__main__': main()

@@ -10,6 +10,8 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a training depends on, beside the engine.
+STORY = 'data', 'sample', 'loading', 'training', 'baseline', 'resnet18', 'evaluation', 'study'
 
 
 def pytest_addoption(parser):
@@ -39,36 +41,38 @@ def scripts_on_path():
 
 @pytest.fixture(scope='session')
 def sample():
-    "The painted sample's folder, painted once per machine."
-    from artinsight.sample import painted_sample
-    return Path(painted_sample())
+    "The painted sample of the quick runs, painted once per machine."
+    from artinsight.sample import painted_sample, STUDY_SAMPLE
+    return Path(painted_sample(**STUDY_SAMPLE))
 
 
 def made_by_this_code(folder):
     "Whether a folder holds the five quick runs on the painted sample, trained by the very code that is here."
     from artinsight.study import EXPERIMENTS
-    from artinsight.training import git_commit, read_record
+    from artinsight.engine.runs import git_commit
+    from artinsight.training import read_record
     commit = git_commit()
     if commit is None or commit.endswith('+'): return False
     try: records = [read_record(folder/name) for name in EXPERIMENTS]
     except (OSError, ValueError): return False
-    return all(record['git'] == commit and record['quick'] and record['data']['name'] == 'painted sample' for record in records)
+    return all(record['git'] == commit and record['quick'] and record['data']['name'] == 'painted sample'
+               for record in records)
 
 
 @pytest.fixture(scope='session')
 def runs(sample):
-    "The five experiments, quick, trained on the painted sample: `make report`'s, or made once per version of the package. Read only."
+    """The five experiments, quick, trained on the painted sample: `make report`'s, or made once per version of the
+    package. Read only."""
     if made_by_this_code(ROOT/'runs'): return ROOT/'runs'
     code = hashlib.sha256()
-    for module in sorted((ROOT/'artinsight').glob('*.py')):
-        if module.stem in ('data', 'sample', 'loading', 'training', 'baseline', 'resnet18', 'evaluation', 'study'):
-            code.update(module.read_bytes())
+    for module in sorted([*(ROOT/'artinsight/engine').glob('*.py'), *(ROOT/f'artinsight/{name}.py' for name in STORY)]):
+        code.update(module.read_bytes())
     cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home()/'.cache/artinsight')
     folder = cache/'test-runs'/code.hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
-        done = subprocess.run(['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none'],
-                              capture_output=True, text=True)
+        command = ['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none']
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -86,9 +90,10 @@ BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stab
 
 
 def chromium(driver):
-    "Chromium or Chrome, wherever it is: on the path, in its usual places, or the one that playwright brought; None where there is none."
-    usual = ['/opt/google/chrome/chrome', '/usr/lib/chromium/chromium', '/snap/bin/chromium', '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
-    places = [*filter(None, map(shutil.which, BROWSERS)), *usual, driver.chromium.executable_path]
+    "Chromium or Chrome: on the path, where its makers put it, or the one that playwright brought; None where none is."
+    installed = ['/opt/google/chrome/chrome', '/usr/lib/chromium/chromium', '/snap/bin/chromium',
+                 '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome']
+    places = [*filter(None, map(shutil.which, BROWSERS)), *installed, driver.chromium.executable_path]
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
@@ -99,6 +104,7 @@ def browser():
     with playwright.sync_playwright() as driver:
         program = chromium(driver)
         if program is None: pytest.skip('no Chromium or Chrome on this machine')
-        opened = driver.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking'])
+        options = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking']
+        opened = driver.chromium.launch(executable_path=program, args=options)
         yield opened
         opened.close()

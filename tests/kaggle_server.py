@@ -19,7 +19,7 @@ kagglehub offers no endpoint variable with a free port, so the server plays the 
 `KAGGLE_API_ENVIRONMENT=LOCALHOST` the client asks for http://localhost/api/v1/..., and `HTTP_PROXY` sends that here.
 Nothing in kagglehub is patched. Run by hand: `python tests/kaggle_server.py ARCHIVE.zip`.
 """
-import base64, hashlib, io, json, os, sys, threading, time, zipfile
+import base64, hashlib, json, sys, threading, time, zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

@@ -2,11 +2,12 @@
 
     python tests/rehearse.py [PERCENT] [--full N] [--place DIR] [--keep] [--only STEP...] [--device NAME] [--out FILE]
 
-Paint, zip, download through kagglehub's own client from a server on this machine, index, choice, split, store, one epoch of each
-experiment, evaluation of as many predictions as AI-ArtBench has test pictures, audit, report. Each step is a process of its own;
-its time, memory (its own, and resident with mapped files) and disk go to FILE (benchmarks/results/DATE-rehearsal-DEVICE-PERCENT.json). The
-folder of a broken rehearsal can be given again with --place: finished steps are not repeated. 100 percent needs about 25 GB of disk.
-On a CPU resnet18_best trains on MOST pictures out of the whole store, so that a rehearsal ends within the hour; it is tested on all.
+Paint, zip, download through kagglehub's own client from a server on this machine, index, choice, split, store, one
+epoch of each experiment, evaluation of as many predictions as AI-ArtBench has test pictures, audit, report. Each step
+is a process of its own; its time, memory (its own, and resident with mapped files) and disk go to FILE
+(benchmarks/results/DATE-rehearsal-DEVICE-PERCENT.json). The folder of a broken rehearsal can be given again with
+--place: finished steps are not repeated. 100 percent needs about 25 GB of disk. On a CPU resnet18_best trains on MOST
+pictures out of the whole store, so that a rehearsal ends within the hour; it is tested on all.
 """
 import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, threading, time
 from dataclasses import replace
@@ -61,33 +62,41 @@ def names(place, args):
     frame = timed('index_warm', lambda: data.index(root))
     chosen = timed('choice', lambda: data.choose(frame, round(5000*args.percent/100)))
     train, valid = timed('split', lambda: data.split_validation(chosen))
-    return figures | {'indexed': len(frame), 'train': len(train), 'validation': len(valid), 'test': int((frame.split == 'test').sum())}
+    return figures | {'indexed': len(frame), 'train': len(train), 'validation': len(valid),
+                      'test': int((frame.split == 'test').sum())}
 
 def store(place, args):
     import pandas as pd
-    from artinsight import data, loading
-    frame, three = opened(place, args)
-    chosen = pd.concat(three.values()).sort_values('path', ignore_index=True)
+    from artinsight.engine.files import cache_folder
+    from artinsight.engine.store import build_stores
+    frame, chosen = opened(place, args)
+    chosen = pd.concat(chosen.values()).sort_values('path', ignore_index=True)
     begin = time.perf_counter()
-    made = loading.build_stores(chosen, frame.attrs['root'], (32, 224), data.cache_folder()/'stores')
+    made = build_stores(chosen, frame.attrs['root'], (32, 224), cache_folder()/'stores')
     seconds = time.perf_counter() - begin
-    return {'stored': len(made[32]), 'left out': len(made[32].bad), 'pictures_per_second': round(len(chosen)/seconds, 1), 'store_mb': sum(s.bytes for s in made.values())/1e6}
+    return {'stored': len(made[32]), 'left out': len(made[32].bad),
+            'pictures_per_second': round(len(chosen)/seconds, 1), 'store_mb': sum(s.bytes for s in made.values())/1e6}
 
 MOST = 1_000     # training and validation pictures that a model of 224 px sees on a CPU
 
 def thinned(loaders_of):
     "`study.loaders_of` with at most MOST training and validation pictures."
-    def few(three): return {name: part if name == 'test' else part.sample(min(len(part), MOST), random_state=0) for name, part in three.items()}
-    return lambda experiment, three, store, device: loaders_of(experiment, few(three), store, device)
+    def few(parts):
+        return {name: part if name == 'test' else part.sample(min(len(part), MOST), random_state=0)
+                for name, part in parts.items()}
+    return lambda experiment, parts, store, device: loaders_of(experiment, few(parts), store, device)
 
 def epoch(name):
     def one(place, args):
         from artinsight import study
+        from artinsight.engine.precision import find_device
         frame, _ = opened(place, args)
         recipe = replace(study.find_experiment(name), epochs=1, per_style=round(5000*args.percent/100))
-        if recipe.size == 224 and study.find_device(args.device).type == 'cpu': study.loaders_of = thinned(study.loaders_of)
+        on_cpu = find_device(args.device).type == 'cpu'
+        if recipe.size == 224 and on_cpu: study.loaders_of = thinned(study.loaders_of)
         record = study.run_experiment(recipe, frame, place/'runs', 'none', args.device)
-        return {'images_per_second': round(record['images_per_second'], 1), 'train_seconds': round(record['train_seconds'], 1),
+        return {'images_per_second': round(record['images_per_second'], 1),
+                'train_seconds': round(record['train_seconds'], 1),
                 'validated': record['validation']['n'], 'tested': record['test']['n'],
                 'precision': record['environment']['precision'], 'device': record['environment']['device_name']}
     return one
@@ -105,29 +114,29 @@ def evaluation(place, args):
     evaluate(target, probs/probs.sum(1, keepdims=True), np.array(paths))
     return {'predictions': len(paths), 'evaluate_seconds': round(time.perf_counter() - begin, 2)}
 
-def audit(place, args): return called('artinsight_audit', place/'runs/simple_cnn', '--data', (place/'root.txt').read_text())
+def audit(place, args):
+    return called('artinsight_audit', place/'runs/simple_cnn', '--data', (place/'root.txt').read_text())
 
 def report(place, args):
     "The report notebook, executed on these runs."
     import nbformat
     from nbclient import NotebookClient
-    notebook = nbformat.read(ROOT/'nbs/12_report.ipynb', 4)
+    notebook = nbformat.read(ROOT/'nbs/10_report.ipynb', 4)
     os.environ['ARTINSIGHT_RUNS'] = str(place/'runs')
-    NotebookClient(notebook, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(ROOT/'nbs')}}).execute()
+    folder = {'metadata': {'path': str(ROOT/'nbs')}}
+    NotebookClient(notebook, timeout=1800, kernel_name='python3', resources=folder).execute()
     return {'cells': len(notebook.cells)}
 
 def called(script, *argv):
     "A console script of the package."
-    from configparser import ConfigParser
-    settings = ConfigParser(delimiters=['='])
-    settings.read(ROOT/'settings.ini', encoding='utf-8')
-    module, function = dict(line.split('=') for line in settings['DEFAULT']['console_scripts'].split())[script].split(':')
-    done = subprocess.run([sys.executable, '-c', f'import sys; from {module} import {function}; sys.argv[0] = {script!r}; {function}()', *map(str, argv)], stdout=subprocess.PIPE, text=True)
+    from scripts import python
+    done = subprocess.run(python(script, *argv), stdout=subprocess.PIPE, text=True)
     if done.returncode: sys.exit(done.returncode)
     return {'lines': done.stdout.count('\n')}
 
 STEPS = {'paint': paint, 'zip': pack, 'download': download, 'index, choice, split': names, 'store': store,
-         **{name: epoch(name) for name in ('simple_cnn', 'resnet18_base', 'resnet18_aggressive', 'resnet18_augmented', 'resnet18_best')},
+         **{name: epoch(name) for name in ('simple_cnn', 'resnet18_base', 'resnet18_aggressive', 'resnet18_augmented',
+                                           'resnet18_best')},
          'evaluation': evaluation, 'audit': audit, 'report': report}
 
 # Measuring
@@ -165,9 +174,12 @@ def size(folder):
 def measured(name, place, args):
     "Run a step in a process of its own: its figures, with seconds, peak memory and growth of the disk."
     before, peaks = size(place), [(0, 0)]
-    command = [sys.executable, __file__, str(args.percent), '--full', str(args.full), '--place', str(place), '--step', name] + (['--device', args.device] if args.device else [])
+    command = [sys.executable, __file__, str(args.percent), '--full', str(args.full), '--place', str(place),
+               '--step', name] + (['--device', args.device] if args.device else [])
     begin = time.perf_counter()
-    with open(place/'step.log', 'w') as log: child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'ARTINSIGHT_CACHE': str(place/'cache')})
+    with open(place/'step.log', 'w') as log:
+        environment = {**os.environ, 'ARTINSIGHT_CACHE': str(place/'cache')}
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     over = threading.Event()
     def watch():
         while not over.wait(.25): peaks.append(memory(child.pid))
@@ -178,9 +190,13 @@ def measured(name, place, args):
     over.set()
     watcher.join()
     own, whole = (max(peak[i] for peak in peaks) for i in (0, 1))
-    row = {'step': name, 'ok': code == 0, 'seconds': round(seconds, 1), 'cpu_seconds': round(used.ru_utime + used.ru_stime, 1), 'memory_mb': round(own), 'resident_mb': round(max(whole, used.ru_maxrss/1024)), 'disk_mb': round(size(place) - before, 1)}
+    row = {'step': name, 'ok': code == 0, 'seconds': round(seconds, 1),
+           'cpu_seconds': round(used.ru_utime + used.ru_stime, 1), 'memory_mb': round(own),
+           'resident_mb': round(max(whole, used.ru_maxrss/1024)), 'disk_mb': round(size(place) - before, 1)}
     if code: row['error'] = ((place/'step.log').read_text().strip().splitlines() or [f'ended with {code}'])[-1][:300]
     return row | (json.loads((place/'figures.json').read_text()) if code == 0 else {})
+
+MEASURED = 'step', 'ok', 'seconds', 'cpu_seconds', 'memory_mb', 'resident_mb', 'disk_mb'
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -205,12 +221,16 @@ def main():
         row = measured(name, place, args)
         done = [old for old in done if old['step'] != name] + [row]
         done_file.write_text(json.dumps(done))
-        print(f"{name:22} {row['seconds']:8.1f} s {row['cpu_seconds']:8.1f} s CPU {row['memory_mb']:7,.0f} MB {row['disk_mb']:10,.1f} MB on disk  "
-              + (row.get('error') or ', '.join(f'{k} {v}' for k, v in row.items() if k not in ('step', 'ok', 'seconds', 'cpu_seconds', 'memory_mb', 'resident_mb', 'disk_mb'))), flush=True)
-    device = args.device or next((('cpu' if 'cuda' not in row.get('precision', '') else 'cuda') for row in done if 'precision' in row), 'cpu')
+        figures = ', '.join(f'{k} {v}' for k, v in row.items() if k not in MEASURED)
+        print(f"{name:22} {row['seconds']:8.1f} s {row['cpu_seconds']:8.1f} s CPU {row['memory_mb']:7,.0f} MB "
+              f"{row['disk_mb']:10,.1f} MB on disk  {row.get('error') or figures}", flush=True)
+    devices = ['cuda' if 'cuda' in row['precision'] else 'cpu' for row in done if 'precision' in row]
+    device = args.device or next(iter(devices), 'cpu')
     if not args.only:
-        result = {'date': datetime.date.today().isoformat(), 'what': 'painted replica of AI-ArtBench', 'percent': args.percent, 'full_size_per_folder': args.full,
-                  'cores': os.cpu_count(), 'load_average': os.getloadavg()[2], 'device': device, 'peak_memory_mb': max(row['memory_mb'] for row in done), 'steps': done}
+        result = {'date': datetime.date.today().isoformat(), 'what': 'painted replica of AI-ArtBench',
+                  'percent': args.percent, 'full_size_per_folder': args.full,
+                  'cores': os.cpu_count(), 'load_average': os.getloadavg()[2], 'device': device,
+                  'peak_memory_mb': max(row['memory_mb'] for row in done), 'steps': done}
         file = args.out or ROOT/f"benchmarks/results/{result['date']}-rehearsal-{device}-{args.percent:g}.json"
         file.write_text(json.dumps(result, indent=1) + '\n')
         print(f'{file}: every step done' if all(row['ok'] for row in done) else 'some steps failed, see above')

@@ -1,8 +1,10 @@
-"""AI-ArtBench's 60 folders again, in name only: the known counts, names after the real patterns, AI names in groups of four.
+"""AI-ArtBench's 60 folders again, in name only: the known counts, names after the real patterns, AI names in groups of
+four.
 
 `names(percent)` lists the relative paths; `empty_files(dest, names)` makes them as empty files.
 The words are invented; what is kept is the shape: artist_title-year for people, the other habit of some surrealist
-names, style-seed-number for generators, a few artists with very many pictures, artists in both halves and in two styles.
+names, style-seed-number for generators, a few artists with very many pictures, artists in both halves and in two
+styles.
 """
 import os
 from pathlib import Path
@@ -10,22 +12,27 @@ from pathlib import Path
 import numpy as np
 from artinsight.data import COUNTS, FOLDERS, STYLES
 
-FIRST = 'anna bruno carla dmitri elena franz greta hiroshi irina jan karel lucia marco nina otto pavel rosa sven tomas vera'.split()
-LAST = 'adler bauer caruso duval ekberg fiala grimaldi holub ito janssen kovacs lindt moreau novak okada petrov rossi sato teniers vlach'.split()
-WORDS = 'portrait of a woman boats at evening the mill near river study for saint john view bridge garden after rain self winter road'.split()
+FIRST = ('anna bruno carla dmitri elena franz greta hiroshi irina jan karel lucia marco nina otto pavel rosa sven '
+         'tomas vera').split()
+LAST = ('adler bauer caruso duval ekberg fiala grimaldi holub ito janssen kovacs lindt moreau novak okada petrov rossi '
+        'sato teniers vlach').split()
+WORDS = ('portrait of a woman boats at evening the mill near river study for saint john view bridge garden after rain '
+         'self winter road').split()
 
 ENDINGS = ('', '-the-elder', '-ii', '-junior', '-bey')
 ARTISTS = [(first, last + ending) for ending in ENDINGS for last in LAST for first in FIRST]      # 2,000: 200 a style
 
 def _human(style, n, draw):
-    "Names of `n` human pictures: as in the real ones an artist of 200 has up to 7 % of a style, one in twelve paints in two."
+    """Names of `n` human pictures: as in the real ones an artist of 200 has up to 7 % of a style, one in twelve paints
+    in two."""
     place = STYLES.index(style)
     own = [ARTISTS[(place*200 + k + (200 if k % 12 == 5 else 0)) % len(ARTISTS)] for k in range(200)]
     share = 1/(np.arange(200) + 3.5)
     made = []
     for i, k in enumerate(draw.choice(200, n, p=share/share.sum())):
         (first, last), title, year = own[k], '-'.join(draw.choice(WORDS, 3)), 1500 + int(draw.integers(480))
-        if style == 'surrealism' and k % 2: made.append(f"{first.title()}_{last.title()}_{year}_{title.replace('-', '_').title()}_{i}.jpg")
+        if style == 'surrealism' and k % 2:
+            made.append(f"{first.title()}_{last.title()}_{year}_{title.replace('-', '_').title()}_{i}.jpg")
         else: made.append(f'{first}-{last}_{title}-{i}' + (f'-{year}' if i % 3 else '') + '.jpg')
     return made
 

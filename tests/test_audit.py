@@ -3,16 +3,20 @@ import errno, json, multiprocessing, os, shutil, signal, sys, threading, tracema
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 from PIL import Image, ImageFilter
 
-from artinsight import audit as au, evaluation
 from artinsight.baseline import SIMPLE_CNN
 from artinsight.data import STYLES, folder_name, index
-from artinsight.evaluation import Predictions
-from artinsight.resnet18 import init_name
+from artinsight.evaluation import Predictions, ladder
+from artinsight.resnet18 import weights_name
 from artinsight.study import run_experiment
-from artinsight.training import load_predictions, save_predictions
+from artinsight.engine.runs import save_predictions
+from artinsight.training import load_predictions
+from artinsight.trust import audit as au
+from artinsight.trust.robustness import CHANGES, effect, first_weights, own_scores, plot_changes, retrained
+from artinsight.trust.shortcuts import each_picture, held_out, jpeg, plot_probes, read_all, shortcuts
+from artinsight.trust.twins import duplicates, look_alikes
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
 
@@ -29,7 +33,8 @@ def cloud(style, key, size=256, batch=None):
 
 def plant(dest, sizes={}, qualities={}, each=5, seed=0, batch=1):
     "A whole data set in which nothing tells the origin but what is planted."
-    for number, (split, maker, style) in enumerate((split, maker, style) for split in ('train', 'test') for maker in ('human', 'LD', 'SD') for style in range(10)):
+    for number, (split, maker, style) in enumerate((split, maker, style) for split in ('train', 'test')
+                                                   for maker in ('human', 'LD', 'SD') for style in range(10)):
         folder = dest / split / folder_name(STYLES[style], maker)
         folder.mkdir(parents=True)
         for n in range(each):
@@ -47,7 +52,8 @@ def lines_about(place, sample=150):
     return au.findings({'own_pictures': False, 'data': 'planted', **result}), result
 
 
-def score(result, question, feature): return next(row for row in result['shortcuts'] if (row['question'], row['feature']) == (question, feature))
+def score(result, question, feature):
+    return next(row for row in result['shortcuts'] if (row['question'], row['feature']) == (question, feature))
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -63,7 +69,8 @@ def test_size_shortcut(tmp_path):
     assert row['score'] == 1 and row['shortcut']
     assert score(result, 'origin', 'native size')['score'] == pytest.approx(.75, abs=.05)
     assert lines[0].startswith('Native size alone tells SD from the rest (human 256, LD 256, SD 768)')
-    assert not any(score(result, 'origin', name)['shortcut'] for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
+    assert not any(score(result, 'origin', name)['shortcut']
+                   for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
 
 
 def test_quality_shortcut(tmp_path):
@@ -77,29 +84,36 @@ def test_one_split_is_cut_by_group(tmp_path):
     place = plant(tmp_path / 'half', sizes={'SD': 300})
     frame = index(place)
     half = frame[frame.split == 'test']
-    held = au.held_out(half)
+    held = held_out(half)
     assert not set(half.group[held]) & set(half.group[~held])
-    rows = au.shortcuts(*au.read_all(half, place), place)
-    assert next(row for row in rows if row['question'] == 'SD from the rest' and row['feature'] == 'native size')['shortcut']
+    rows = shortcuts(*read_all(half, place), place)
+    assert next(row for row in rows if row['question'] == 'SD from the rest'
+                and row['feature'] == 'native size')['shortcut']
 
 
-WAYS = {'saved again': lambda image: Image.open(au.jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)), 'larger': lambda image: image.resize((500, 400)),
-        'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)), 'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
-        'grey': lambda image: image.convert('L').convert('RGB'), 'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
+WAYS = {'saved again': lambda image: Image.open(jpeg(image, 40)), 'smaller': lambda image: image.resize((100, 100)),
+        'larger': lambda image: image.resize((500, 400)),
+        'trimmed': lambda image: image.crop((3, 3, image.width - 3, image.height - 3)),
+        'brighter': lambda image: image.point(lambda level: min(255, level * 1.2)),
+        'grey': lambda image: image.convert('L').convert('RGB'),
+        'blurred': lambda image: image.filter(ImageFilter.GaussianBlur(2))}
 
 
 def test_near_duplicates_across_splits(tmp_path):
     place = plant(tmp_path / 'twins', each=10)
     frame, planted = index(place), set()
     for number, path in enumerate(frame.path[frame.split == 'train'].sample(50, random_state=0)):
-        image, copy = Image.open(place / path), path.replace('train/', 'test/').replace('.jpg', '9.jpg').replace('artist-', 'copyist-')
+        image = Image.open(place / path)
+        copy = path.replace('train/', 'test/').replace('.jpg', '9.jpg').replace('artist-', 'copyist-')
         list(WAYS.values())[number % len(WAYS)](image).save(place / copy, quality=85)
         planted.add((path, copy))
     for number in range(300):  # flat pictures that any hash of brightness would match with each other
-        slope = np.linspace(100 + number % 50, 110 + number % 70, 256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
-        Image.fromarray(slope.clip(0, 255).astype('uint8')).save(place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg')
-    everything, facts, thumbs = au.read_all(index(place), place)
-    pairs, flat = au.duplicates(everything, facts, thumbs)
+        slope = np.linspace(100 + number % 50, 110 + number % 70,
+                            256)[:, None, None] + np.random.default_rng(number).normal(0, 2, (256, 256, 3))
+        sky = place / ('train', 'test')[number % 2] / 'baroque' / f'calm-{number}_sky.jpg'
+        Image.fromarray(slope.clip(0, 255).astype('uint8')).save(sky)
+    everything, facts, thumbs = read_all(index(place), place)
+    pairs, flat = duplicates(everything, facts, thumbs)
     found = {tuple(sorted(pair, reverse=True)) for pair in zip(pairs.a, pairs.b)}
     assert len(found & planted) == 50
     assert len(found - planted) <= .01 * len(found)
@@ -108,20 +122,20 @@ def test_near_duplicates_across_splits(tmp_path):
 
 
 def test_one_composition_is_not_one_picture():
-    "Sixty canvases with the same bright middle, each with strokes of its own, among clouds: alike in outline, not in detail."
+    "Sixty canvases with the same bright middle and strokes of their own: alike in outline, not in detail."
     draw, middle = np.random.default_rng(0), np.hanning(32)[:, None] * np.hanning(32) * 120
     canvases = 60 + middle[None, ..., None] + draw.normal(0, 6, (60, 32, 32, 1)) + np.zeros(3)
     clouds = np.stack([np.asarray(cloud(key % 10, key, 32)) for key in range(200)])
     thumbs = np.concatenate([canvases.clip(0, 255).astype('uint8'), clouds])
-    pairs, _, flat = au.look_alikes(thumbs)
+    pairs, _, flat = look_alikes(thumbs)
     assert len(pairs) == 0 and not flat.any()
-    assert len(au.look_alikes(thumbs, sure=-1)[0]) > 500  # the outline alone would drown in them
+    assert len(look_alikes(thumbs, sure=-1)[0]) > 500  # the outline alone would drown in them
 
 
 def test_look_alikes_never_hold_all_details_at_once():
     thumbs = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
     tracemalloc.start()
-    au.look_alikes(thumbs)
+    look_alikes(thumbs)
     peak, details = tracemalloc.get_traced_memory()[1], 1024 * 4 * len(thumbs)
     tracemalloc.stop()
     assert peak < details
@@ -129,8 +143,9 @@ def test_look_alikes_never_hold_all_details_at_once():
 
 def test_exact_copies_are_found_however_flat(tmp_path):
     place = plant(tmp_path / 'exact', each=5)
-    for split in ('train', 'test'): Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
-    pairs, _ = au.duplicates(*au.read_all(index(place), place))
+    for split in ('train', 'test'):
+        Image.new('RGB', (256, 256), 'grey').save(place / split / 'baroque' / 'nobody_grey.jpg')
+    pairs, _ = duplicates(*read_all(index(place), place))
     assert pairs[['kind', 'where']].to_numpy().tolist() == [['exact', 'across']]
 
 
@@ -139,7 +154,8 @@ def trained(tmp_path_factory):
     "A set of batches of four, and two barely trained runs on it, split by group and at random."
     place, runs = plant(tmp_path_factory.mktemp('set') / 'batches', each=8, batch=4), tmp_path_factory.mktemp('runs')
     for by in ('group', 'random'):
-        run_experiment(replace(SIMPLE_CNN.quick_version(), name=by, split_by=by, epochs=2, validation=.5), index(place), runs, device='cpu')
+        run_experiment(replace(SIMPLE_CNN.quick_version(), name=by, split_by=by, epochs=2, validation=.5), index(place),
+                       runs, device='cpu')
     return place, runs
 
 
@@ -161,12 +177,13 @@ def test_scores_without_twins_and_by_artist(trained):
     target = np.array([(10 if row.origin == 'human' else 0) + STYLES.index(row.style) for row in test.itertuples()])
     right = (test.origin == 'human').to_numpy()
     known = right & (np.arange(len(test)) % 2 == 0)
-    test = test.assign(group=np.where(known, 'in training', test.path))  # every second human picture is by a known artist
+    # every second human picture is by a known artist
+    test = test.assign(group=np.where(known, 'in training', test.path))
     said = np.where(right & ~known, (target + 1) % 20, target)  # and the others by human hands are got wrong
     p = Predictions(target, np.eye(20)[said] * .9 + .005)
     p.table = test
     pairs = pd.DataFrame({'a': [train.path.iloc[0]], 'b': [test.path[known].iloc[0]], 'where': ['across']})
-    result = au.own_scores(p, train.assign(group='in training'), pairs)
+    result = own_scores(p, train.assign(group='in training'), pairs)
     artists = result['unseen']['artists']
     assert [artists[name] for name in ('accuracy_known', 'accuracy_unknown', 'gain')] == pytest.approx([1, 0, 1])
     assert artists['gain_ci95'] is None  # one known artist proves nothing
@@ -183,35 +200,39 @@ def test_retraining_without_a_generator(trained):
     assert [file.parent.name for file in made] == ['split_by_random', 'without_LD', 'without_SD']
     assert set(again['generators']) == {'LD', 'SD'}
     counts = lambda folder: json.loads((folder / 'record.json').read_text())['data']['counts']
-    ai = lambda told: sum(n for part in ('train', 'validation') for name, n in told[part].items() if name.startswith('AI'))
+    ai = lambda told: sum(n for part in ('train', 'validation') for name, n in told[part].items()
+                          if name.startswith('AI'))
     own = counts(runs / 'group')
     for maker, row in again['generators'].items():
         chosen = counts(runs / 'group' / 'retrained' / f'without_{maker}')
         assert chosen['test'] == own['test'] and ai(chosen) == ai(own) / 2  # there are as many LD as SD pictures
         for name in ('called_AI', 'style'):
             assert all(0 <= row[name][side] <= 1 for side in ('with', 'without'))
-            assert row[name]['change_ci95'][0] <= row[name]['without'] - row[name]['with'] <= row[name]['change_ci95'][1]
+            low, high = row[name]['change_ci95']
+            assert low <= row[name]['without'] - row[name]['with'] <= high
     splits = again['splits']
     assert splits['leak'] == pytest.approx(splits['random']['above'] - splits['group']['above'])
     assert splits['group']['test'] == told['leak']['test_accuracy']
-    assert sum('it has not seen' in line for line in au.limits(told)) == 3 and any('the leak is worth' in line for line in au.limits(told))
+    assert sum('it has not seen' in line for line in au.limits(told)) == 3
+    assert any('the leak is worth' in line for line in au.limits(told))
     times = [file.stat().st_mtime_ns for file in made]
     for more in ({'retrain': True}, {}):  # nothing is trained twice, and what is done counts unasked
         assert au.audit(runs / 'group', place, robustness=False, sample=60, **more)['retrained'] == again
     assert [file.stat().st_mtime_ns for file in made] == times
     unfinished = runs / 'group' / 'retrained' / 'without_SD' / 'record.json'
     unfinished.unlink()
-    assert set(au.retrained(runs / 'group', index(place))['generators']) == {'LD'}
+    assert set(retrained(runs / 'group', index(place))['generators']) == {'LD'}
 
 
 def test_retraining_begins_with_the_same_weights(tmp_path):
     (file := tmp_path / 'own.safetensors').write_bytes(b'weights')
-    run = lambda init, model='resnet18': {'init': init, 'experiment': {'name': 'it', 'model': model}}
-    assert [au.first_weights(run(init), None) for init in ('none', 'imagenet')] == ['none', 'imagenet']
-    assert au.first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
-    assert au.first_weights(run(init_name(file)), file) == file
-    for init, weights in (('none', 'imagenet'), ('imagenet', file), (init_name(file), None), (init_name(file), 'none')):
-        with pytest.raises(ValueError, match='it began with'): au.first_weights(run(init), weights)
+    run = lambda first, model='resnet18': {'weights': first, 'experiment': {'name': 'it', 'model': model}}
+    assert [first_weights(run(first), None) for first in ('none', 'imagenet')] == ['none', 'imagenet']
+    assert first_weights(run('none', 'simple_cnn'), 'imagenet') == 'none'
+    own = weights_name(file)
+    assert first_weights(run(own), file) == file
+    for first, weights in (('none', 'imagenet'), ('imagenet', file), (own, None), (own, 'none')):
+        with pytest.raises(ValueError, match='it began with'): first_weights(run(first), weights)
 
 
 def console(monkeypatch, *words):
@@ -220,9 +241,21 @@ def console(monkeypatch, *words):
     au.artinsight_audit()
 
 
+def test_some_pictures_keep_the_groups_of_the_whole_set():
+    "Alone, the pictures of a folder's one artist would count as a group each, and the sides could not be compared"
+    names = [f'test/{folder}/{who}_{n}.jpg' for folder in ('baroque', 'realism')
+             for who in ('one', 'other') for n in range(10)]
+    target = np.repeat([11, 15], 20)
+    whole = Predictions(target, np.eye(20)[target], names)
+    some = whole.take([n for n, name in enumerate(names) if '/one_' in name])
+    assert some.table.group.nunique() < Predictions(some.target, some.probs, some.table.path).table.group.nunique()
+    changed = effect(some, np.roll(some.probs, 1, axis=1))
+    assert (changed['n'], changed['accuracy_before'], changed['accuracy']) == (20, 1, 0)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason='needs ../shared/real-art')
 def test_real_pictures_on_the_console(tmp_path, monkeypatch, capsys):
-    run_experiment(replace(SIMPLE_CNN.quick_version(), epochs=1), index(REAL), tmp_path, device='cpu')
+    run_experiment(replace(SIMPLE_CNN.quick_version(), epochs=1, per_style=60), index(REAL), tmp_path, device='cpu')
     capsys.readouterr()
     console(monkeypatch, tmp_path / 'simple_cnn', '--data', REAL, '--no-robustness', '--sample', 200)
     said = capsys.readouterr().out
@@ -236,14 +269,15 @@ def test_console_prints_json_only(trained, monkeypatch, capsys):
     place, runs = trained
     console(monkeypatch, runs / 'group', '--data', place, '--sample', 30, '--json')
     result = json.loads(capsys.readouterr().out)
-    assert set(result['robustness']) == set(au.CHANGES)
+    assert set(result['robustness']) == set(CHANGES)
     assert len(au.limits(result)) >= 4
 
 
 def test_console_errors_are_one_line(trained, tmp_path, monkeypatch, capsys):
     place, runs = trained
     other = plant(tmp_path / 'other', each=1)
-    for words, told in (((tmp_path / 'nothing', '--data', tmp_path), 'record.json'), ((runs / 'group', '--data', place, '--sample', 0), 'one picture or more'),
+    for words, told in (((tmp_path / 'nothing', '--data', tmp_path), 'record.json'),
+                        ((runs / 'group', '--data', place, '--sample', 0), 'one picture or more'),
                         ((runs / 'group', '--data', other, '--retrain'), 'cannot be trained again')):
         with pytest.raises(SystemExit) as stopped: console(monkeypatch, *words)
         assert stopped.value.code == 2
@@ -306,10 +340,10 @@ def test_one_sided_data_is_audited_as_far_as_it_goes(case, tmp_path, monkeypatch
     assert 'after one resize and one JPEG pass for all, accuracy' in said
     assert 'Empty DataFrame' not in said and 'nan' not in said
     kept = au.audit_of(run, [])
-    assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(au.CHANGES) and kept['duplicates']['with']
-    for question in ('origin', 'style', 'generator'): au.plot_probes(kept, question)
-    au.plot_changes(kept)
-    au.plt.close('all')
+    assert kept['equalised']['n'] > 0 and set(kept['robustness']) == set(CHANGES) and kept['duplicates']['with']
+    for question in ('origin', 'style', 'generator'): plot_probes(kept, question)
+    plot_changes(kept)
+    plt.close('all')
 
 
 @pytest.fixture(scope='module')
@@ -400,7 +434,7 @@ def test_no_thread_and_no_process_left(lone, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed_costs_nothing(lone):
     frame = index(lone[0])
-    assert [*au.over(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
+    assert [*each_picture(die_once, frame, lone[0])] == [Path(path).name for path in frame.path]
 
 
 def die_once(path):
@@ -416,4 +450,4 @@ def test_home_in_paths(lone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = au.audit('~/it', lone[0], robustness=False, sample=5)
     assert au.audit_of('~/it', []) == found and not (tmp_path / '~').exists()
-    assert list(evaluation.ladder('~', ('it', 'none'))) == []
+    assert list(ladder('~', ('it', 'none'))) == []

@@ -18,9 +18,12 @@ from fastai.optimizer import OptimWrapper
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-import fastai.callback.progress  # gives a Learner its no_bar
+import fastai.callback.progress  # noqa: F401, gives a Learner its no_bar
 from artinsight.data import index
-from artinsight.loading import AUGMENTATIONS, augment_batch, build_store, dataloaders, normalise, pick_precision
+from artinsight.engine.augment import AUGMENTATIONS, augment_batch, normalise
+from artinsight.engine.precision import pick_precision
+from artinsight.engine.store import build_store
+from artinsight.loading import dataloaders
 from artinsight.sample import painted_sample
 
 THERE = ('cuda:0', 'mps:0')
@@ -137,7 +140,7 @@ def test_a_late_copy_of_what_has_gone_is_rubbish(device, kind):
 # Loaders
 
 @pytest.mark.parametrize('kind', THERE)
-@pytest.mark.parametrize('steps', [(), *((step,) for step in AUGMENTATIONS), AUGMENTATIONS], ids='+'.join)
+@pytest.mark.parametrize('steps', [(), *((step,) for step in AUGMENTATIONS), tuple(AUGMENTATIONS)], ids='+'.join)
 def test_pictures_are_augmented_where_they_lie(device, store, steps, kind):
     "On the device, and the same pixels as on the CPU."
     pictures = store.read(range(8))
@@ -200,7 +203,7 @@ def test_a_loader_makes_up_its_mind_once(device, store, monkeypatch, answers):
 def test_loaders_of_a_store_share_one_copy(device, store):
     dls = loaders(store, 'cuda:0')
     for batches in dls.loaders: list(batches)
-    assert len({id(batches.dataset.there[torch.device('cuda:0')]) for batches in dls.loaders}) == 1
+    assert len({id(batches.dataset.on_device[torch.device('cuda:0')]) for batches in dls.loaders}) == 1
 
 
 def test_stores_of_five_runs_leave_the_device(device, frame, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
-"""artinsight_download against kagglehub's real client and a server on this machine: resumed, checked, safe, and clear about what went wrong."""
+"""artinsight_download against kagglehub's real client and a server on this machine: resumed, checked, safe, and clear
+about what went wrong."""
 import errno, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 from artinsight import data
 from artinsight.data import COUNTS
+from artinsight.engine import download
 
 import kaggle_server
 from kaggle_server import serve
@@ -53,7 +55,8 @@ def test_dropped_line_goes_on_where_it_stopped(archive, cache):
 
 @pytest.mark.parametrize('how', ['md5', 'cut'])
 def test_damaged_archive_is_thrown_away(archive, cache, tmp_path, how):
-    "A wrong checksum, or an archive that was broken before it got one: said, deleted, and the next call fetches afresh."
+    """A wrong checksum, or an archive that was broken before it got one: said, deleted, and the next call fetches
+    afresh."""
     cut = tmp_path/'cut.zip'
     cut.write_bytes(archive.read_bytes()[:-3000])
     with serve(archive, wrong_md5=True) if how == 'md5' else serve(cut) as kaggle:
@@ -63,7 +66,8 @@ def test_damaged_archive_is_thrown_away(archive, cache, tmp_path, how):
 
 @pytest.mark.parametrize('options', [dict(status=500), dict(status=403), dict(known='somebody/else/1')])
 def test_kaggle_refuses(archive, cache, options):
-    with serve(archive, **options) as kaggle, pytest.raises(OSError, match='Kaggle refused ravidussilva/real-ai-art'): fetch(kaggle, cache)
+    with serve(archive, **options) as kaggle, pytest.raises(OSError, match='Kaggle refused ravidussilva/real-ai-art'):
+        fetch(kaggle, cache)
 
 def test_no_network(archive, cache):
     with serve(archive) as kaggle: pass
@@ -79,12 +83,15 @@ def test_too_little_space_is_said_before_anything_is_asked(archive, cache, monke
         with pytest.raises(OSError, match=r'GB free and 2000000.0 GB are needed'): fetch(kaggle, cache)
         assert kaggle.log == [] and not home(cache).exists()
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'), reason='mounting a small file system needs root')
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0 or not shutil.which('mount'),
+                    reason='mounting a small file system needs root')
 def test_disk_full_then_room(archive, cache, tmp_path):
     "A disk that fills up in the middle: nothing is lost, and the next call with more room goes on."
     small = tmp_path/'small'
     small.mkdir()
-    def mount(option): return subprocess.run(['mount', '-t', 'tmpfs', '-o', option, 'none', str(small)], capture_output=True).returncode
+    def mount(option):
+        return subprocess.run(['mount', '-t', 'tmpfs', '-o', option, 'none', str(small)],
+                              capture_output=True).returncode
     if mount('size=2m'): pytest.skip('this machine does not let us mount a tmpfs')
     try:
         with serve(archive) as kaggle:
@@ -98,13 +105,15 @@ def test_missing_pictures_are_named(archive, cache):
     with serve(archive) as kaggle:
         root = fetch(kaggle, cache)
         (root/'train/AI_SD_ukiyo-e/1.jpg').unlink()
-        with pytest.raises(ValueError, match='1 of 60 folders .*train/AI_SD_ukiyo-e with 2 of 3 pictures: delete .*run artinsight_download again'): fetch(kaggle, cache)
+        with pytest.raises(ValueError, match='1 of 60 folders .*train/AI_SD_ukiyo-e with 2 of 3 pictures: delete '
+                                             '.*run artinsight_download again'): fetch(kaggle, cache)
         shutil.rmtree(root.parent)                                         # as the message says
         assert whole(fetch(kaggle, cache))
 
 def test_members_cannot_leave_the_folder(cache, tmp_path):
     "An archive that reaches for the parent folders or the root writes inside its own folder only."
-    evil = kaggle_server.zip_names([*NAMES, '../'*12 + 'tmp/artinsight-evil.jpg', '../../evil.jpg'], tmp_path/'evil.zip', content)
+    evil = kaggle_server.zip_names([*NAMES, '../'*12 + 'tmp/artinsight-evil.jpg', '../../evil.jpg'],
+                                   tmp_path/'evil.zip', content)
     before = {p for p in tmp_path.rglob('*')}
     with serve(evil) as kaggle: root = fetch(kaggle, cache)
     outside = [p for p in set(tmp_path.rglob('*')) - before if root.parent not in p.parents and p.suffix == '.jpg']
@@ -140,7 +149,8 @@ def test_archive_longer_than_the_real_one_is_fetched_afresh(archive, cache):
     (home(cache)).mkdir(parents=True)
     (home(cache)/'5.archive').write_bytes(archive.read_bytes() + b'<Error/>')
     with serve(archive) as kaggle:
-        with pytest.raises(OSError, match='longer than the real one.*deleted: run artinsight_download'): fetch(kaggle, cache)
+        with pytest.raises(OSError, match='longer than the real one.*deleted: run artinsight_download'):
+            fetch(kaggle, cache)
         assert whole(fetch(kaggle, cache))
 
 @pytest.mark.parametrize('text', ['{"username": ', '{"username": "ann"}', '7', '\udcff'])
@@ -181,10 +191,10 @@ def test_space_of_what_is_unpacked_is_not_asked_again(archive, cache, monkeypatc
     shutil.copy(archive, home(cache)/'5.archive')
     size, unpacked = archive.stat().st_size, sum(file.stat().st_size for file in root.rglob('*.jpg'))
     monkeypatch.setattr(data, 'ZIP_BYTES', size)
-    free = data.shutil.disk_usage(cache)._replace(free=size - unpacked + 1000)
-    monkeypatch.setattr(data.shutil, 'disk_usage', lambda place: free)
+    free = shutil.disk_usage(cache)._replace(free=size - unpacked + 1000)
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda place: free)
     with serve(archive) as kaggle: assert whole(fetch(kaggle, cache))
-    data.shutil.rmtree(root)
+    shutil.rmtree(root)
     (home(cache)/'5.complete').unlink()
     with serve(archive) as kaggle, pytest.raises(OSError, match='GB are needed'): fetch(kaggle, cache)
 
@@ -195,7 +205,7 @@ def test_without_a_home_folder(cache, monkeypatch):
     monkeypatch.setattr(Path, 'home', nobody)
     with pytest.raises(OSError, match='kagglehub needs a home folder.*set HOME'): data.download(cache)
 
-WARNED = ('from artinsight import data; data.ZIP_BYTES = 0; data.check_counts = lambda *args: None; '
+WARNED = ('from artinsight import data; data.ZIP_BYTES = 0; data._check_counts = lambda *args: None; '
           'data.artinsight_download()')
 
 def test_only_the_folder_goes_to_standard_output(archive, tmp_path):

@@ -1,22 +1,20 @@
-"What users find in their folders after `artinsight_explain` and `artinsight_predict`: their own files as they were, whatever these are called."
-import io
+"""What users find in their folders after `artinsight_explain` and `artinsight_predict`: their own files as they were,
+whatever these are called."""
 import json
 import os
 import shutil
-import sys
 import threading
 import unicodedata
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from artinsight import app
-from artinsight.app import answer_upload, explain_files, in_batches, list_images, load_run
+from artinsight.use.explain import explain_files
+from artinsight.use.page import answer_upload
+from artinsight.use.predict import in_batches, list_images, load_run
 from machine import scarce, theirs
+from scripts import call
 
 
 @pytest.fixture(scope='module')
@@ -26,17 +24,11 @@ def run(runs): return load_run(runs/'simple_cnn')
 def painting(path, seed=0):
     "A file with some picture, another for every seed; its bytes."
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((64, 48)).save(path, 'PNG')
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((64, 48)).save(path, 'PNG')
     return path.read_bytes()
 
 
-def call(script, *words):
-    "A console script in this process, which saves its imports: its exit code and what it wrote."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with patch.object(sys, 'argv', [script, *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try: getattr(app, script)()
-        except SystemExit as end: code = end.code or 0
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def names(folder): return sorted(path.name for path in folder.iterdir())
@@ -59,7 +51,7 @@ def test_a_picture_keeps_its_place_and_is_explained_once(runs, tmp_path, monkeyp
 
 @pytest.mark.parametrize('kind', ['json', 'png', 'link', 'dangling', 'folder'])
 def test_what_stands_in_the_way_stays(run, tmp_path, kind):
-    "A table of labels, another picture, a link to one, a link to nothing yet, a folder: all under the very name that is wanted"
+    "A table of labels, another picture, a link to one, a link to nothing yet, a folder: all under the wanted name"
     painting(tmp_path/'in/mine.jpg'), painting(tmp_path/'elsewhere.png', 1)
     out = tmp_path/'out'
     out.mkdir()
@@ -71,7 +63,9 @@ def test_what_stands_in_the_way_stays(run, tmp_path, kind):
     there = [(path, os.lstat(path)) for path in out.iterdir()]
     frame = explain_files(run, tmp_path/'in', out)
     assert list(frame.name) == ['mine-2'] and {'mine-2.png', 'mine-2.json'} < set(names(out))
-    assert all(os.lstat(path).st_ino == before.st_ino and os.lstat(path).st_mtime_ns == before.st_mtime_ns for path, before in there)
+    for path, before in there:
+        after = os.lstat(path)
+        assert after.st_ino == before.st_ino and after.st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_run_folder_as_out_keeps_its_record(runs, tmp_path):
@@ -94,10 +88,12 @@ def test_pictures_of_the_same_name_keep_their_explanations_in_later_runs(run, tm
 
 def test_a_folder_that_holds_explanations(runs, run, tmp_path):
     painting(tmp_path/'one.png'), painting(tmp_path/'two.png', 1)
-    for _ in range(2): assert call('artinsight_explain', runs/'simple_cnn', tmp_path, '--out', tmp_path/'maps').returncode == 0
+    for _ in range(2):
+        assert call('artinsight_explain', runs/'simple_cnn', tmp_path, '--out', tmp_path/'maps').returncode == 0
     assert names(tmp_path/'maps') == ['one.json', 'one.png', 'two.json', 'two.png']
     done = call('artinsight_predict', runs/'simple_cnn', tmp_path)
-    assert done.returncode == 0 and done.stdout.count('\n') == 2 and done.stderr.count('an explanation that artinsight made') == 2
+    assert done.returncode == 0 and done.stdout.count('\n') == 2
+    assert done.stderr.count('an explanation that artinsight made') == 2
     done = call('artinsight_predict', runs/'simple_cnn', tmp_path/'maps/*.png')
     assert done.returncode == 2 and 'none of the 2' in done.stderr
     assert 'an explanation' in answer_upload(run, None, tmp_path/'maps/one.png')[0], 'the page, too'
@@ -121,11 +117,13 @@ def test_home_spaces_and_brackets(runs, tmp_path, monkeypatch):
         done = call('artinsight_explain', '~/my run', given, '--out', '~/the maps')
         assert done.returncode == 0 and done.stdout.count('\n') == 2, (given, done.stderr)
     assert call('artinsight_predict', '~/my run', '~/my [old] pictures/a [1].png').returncode == 0
-    assert names(tmp_path) == ['my [old] pictures', 'my run', 'the maps'] and names(tmp_path/'the maps') == ['a [1].json', 'a [1].png', 'b.json', 'b.png']
+    assert names(tmp_path) == ['my [old] pictures', 'my run', 'the maps']
+    assert names(tmp_path/'the maps') == ['a [1].json', 'a [1].png', 'b.json', 'b.png']
 
 
 def test_a_folder_is_read_as_people_have_them(run, tmp_path):
-    for name in ('a.PNG', 'b.tif', 'c.jfif', '.ipynb_checkpoints/a-checkpoint.png', '._a.PNG', '__MACOSX/x.png', '.hidden.png'): painting(tmp_path/name)
+    hidden = '.ipynb_checkpoints/a-checkpoint.png', '._a.PNG', '__MACOSX/x.png', '.hidden.png'
+    for name in ('a.PNG', 'b.tif', 'c.jfif', *hidden): painting(tmp_path/name)
     painting(tmp_path/'d without an ending')
     assert [path.name for path in list_images(tmp_path)] == ['a.PNG', 'b.tif', 'c.jfif']
     named = run.predict([tmp_path, tmp_path/'d without an ending', tmp_path/'.hidden.png'])
@@ -148,7 +146,8 @@ def test_names_that_are_long_odd_or_alike(runs, tmp_path):
     done.stdout.encode()  # a console can print it
     told = sources(tmp_path/'out')
     assert set(told) == set(files) and len(set(told.values())) == 7
-    assert len({unicodedata.normalize('NFC', name).casefold() for name in names(tmp_path/'out')}) == 14, 'also on a disk that takes alike for the same'
+    spelled = {unicodedata.normalize('NFC', name).casefold() for name in names(tmp_path/'out')}
+    assert len(spelled) == 14, 'also on a disk that takes alike for the same'
     done = call('artinsight_predict', runs/'simple_cnn', *files, tmp_path/'gone\n.png')
     assert done.stdout.count('\n') == 7 and done.stderr.count('\n') == 1
 
@@ -157,7 +156,8 @@ def test_names_that_are_long_odd_or_alike(runs, tmp_path):
 
 @pytest.mark.parametrize('granted', [0, 1])
 def test_without_threads_all_is_done_in_order(monkeypatch, granted):
-    "A stand-in for a machine that grants none, or one: the same RuntimeError, from the same call, as CPython's thread_run raises (3.11, Modules/_threadmodule.c)"
+    """A stand-in for a machine that grants none, or one: the same RuntimeError, from the same call, as CPython's
+    thread_run raises (3.11, Modules/_threadmodule.c)"""
     start, left = threading.Thread.start, [granted]
     def scarce_start(self):
         left[0] -= 1

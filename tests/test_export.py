@@ -1,18 +1,20 @@
 "What `artinsight_export` leaves, and leaves alone: other people's folders and files, the run itself, pins."
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 import pytest
 import torch
 from torch import nn
 
-from artinsight import app
-from artinsight.app import MADE_BY, Pixels, artinsight_export, export_run, load_run, to_hub, to_torch
+from artinsight.use import export
+from artinsight.use.export import Pixels, artinsight_export, export_run, to_hub, to_torch
+from artinsight.use.predict import MADE_BY, load_run
 from artinsight.data import index
 from machine import one_line, scarce, theirs
 
@@ -37,7 +39,8 @@ def test_a_hub_folder_is_written_again_and_keeps_what_its_owner_added(copied, tm
     (hub/'README.md').write_text('from an older run')
     (copied.path/'audit.json').unlink()
     to_hub(copied, hub)
-    assert (hub/'.git/HEAD').exists() and (hub/'notes.txt').read_text() == 'mine' and 'license' in (hub/'README.md').read_text()
+    assert (hub/'.git/HEAD').exists() and (hub/'notes.txt').read_text() == 'mine'
+    assert 'license' in (hub/'README.md').read_text()
     assert not (hub/'audit.json').exists(), 'the audit of another run'
     assert load_run(hub).calibration == copied.calibration
 
@@ -54,7 +57,7 @@ def test_a_folder_of_somebody_else_is_refused_as_a_hub_folder(run, tmp_path, fil
 def test_a_hub_folder_is_never_half_of_two_runs(run, tmp_path, monkeypatch):
     to_hub(run, tmp_path/'hub')
     before = content(tmp_path/'hub')
-    monkeypatch.setattr(app, 'HUB_APP', 'another')
+    monkeypatch.setattr(export, 'HUB_APP', 'another')
     write, written = type(tmp_path).write_bytes, []
     def full(path, data):
         written.append(path)
@@ -71,11 +74,21 @@ def test_a_hub_folder_pins_what_it_was_written_with(run, tmp_path):
     from packaging.requirements import Requirement
     pins = to_hub(run, tmp_path/'hub')
     told = hub.SpaceCard((tmp_path/'hub/README.md').read_text()).data
-    assert told.sdk == 'gradio' and told.sdk_version == metadata.version('gradio') and told.app_file == 'app.py' and told.license == 'apache-2.0'
-    assert told.python_version == f'{sys.version_info[0]}.{sys.version_info[1]}' and isinstance(told.sdk_version, str), 'no number: 3.10 is not 3.1'
+    assert told.sdk == 'gradio' and told.sdk_version == metadata.version('gradio') and told.app_file == 'app.py'
+    assert told.license == 'apache-2.0'
+    assert told.python_version == f'{sys.version_info[0]}.{sys.version_info[1]}'
+    assert isinstance(told.sdk_version, str), 'no number: 3.10 is not 3.1'
     artinsight, gradio = map(Requirement, (tmp_path/'hub/requirements.txt').read_text().splitlines())
     assert str(gradio) == f"gradio=={metadata.version('gradio')}"
-    assert artinsight.extras == {'app'} and re.fullmatch(r'git\+https://\S+@[0-9a-f]{7,40}', artinsight.url) and artinsight.url.endswith(pins['artinsight'])
+    assert artinsight.extras == {'app'} and artinsight.url.endswith(pins['artinsight'])
+    assert re.fullmatch(r'git\+https://\S+@[0-9a-f]{7,40}', artinsight.url)
+
+
+def test_the_program_of_a_hub_folder_imports_what_is_here():
+    used = [node for node in ast.walk(ast.parse(export.HUB_APP)) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module: node.names for node in used if node.module.startswith('artinsight')}
+    for module, names in ours.items(): assert all(hasattr(import_module(module), name.name) for name in names), module
+    assert ours
 
 
 def test_a_name_with_a_colon_is_still_a_title(run, tmp_path, monkeypatch):
@@ -90,15 +103,17 @@ def test_what_is_not_known_is_not_pinned_and_said(runs, run, tmp_path, monkeypat
     def version(name):
         if name == 'gradio': raise metadata.PackageNotFoundError(name)
         return '0'
-    monkeypatch.setattr(app.metadata, 'version', version)
-    monkeypatch.setattr(app, 'git_commit', lambda: None)
+    monkeypatch.setattr(export.metadata, 'version', version)
+    monkeypatch.setattr(export, 'git_commit', lambda: None)
     record = json.loads((runs/'simple_cnn/record.json').read_text())
     copy = shutil.copytree(runs/'simple_cnn', tmp_path/'run')
     (copy/'record.json').write_text(json.dumps({**record, 'git': None}))
     artinsight_export(str(copy), to='hub', out=str(tmp_path/'hub'))
     said = capsys.readouterr()
-    assert said.out == f"{tmp_path/'hub'}\n" and 'which gradio to pin' in said.err and 'which artinsight to pin' in said.err
-    assert (tmp_path/'hub/requirements.txt').read_text().count('@') == 1 and 'sdk_version' not in (tmp_path/'hub/README.md').read_text()
+    assert said.out == f"{tmp_path/'hub'}\n"
+    assert 'which gradio to pin' in said.err and 'which artinsight to pin' in said.err
+    assert (tmp_path/'hub/requirements.txt').read_text().count('@') == 1
+    assert 'sdk_version' not in (tmp_path/'hub/README.md').read_text()
     artinsight_export(str(copy), to='hub')
     (copy/'record.json').write_text(json.dumps({**record, 'git': 'abc1234+'}))
     assert to_hub(load_run(copy), tmp_path/'hub')['artinsight'] == 'abc1234', 'the commit that the run was trained with'
@@ -117,7 +132,10 @@ def test_an_export_leaves_the_run_where_it_is(run, tmp_path, monkeypatch):
     assert torch.equal(next(graph.parameters()), next(run.model.parameters()))
 
 
-@pytest.mark.parametrize('to, name', [('torch', 'model.pt2'), ('onnx', 'model-int8.onnx'), ('torch', 'export-torch.json'), ('torch', 'model_card.md')])
+OURS = [('torch', 'model.pt2'), ('onnx', 'model-int8.onnx'), ('torch', 'export-torch.json'), ('torch', 'model_card.md')]
+
+
+@pytest.mark.parametrize('to, name', OURS)
 def test_an_export_replaces_nothing_of_others(run, sample, tmp_path, to, name):
     (tmp_path/name).write_text('mine')
     with pytest.raises(FileExistsError, match='move it away'): export_run(run, to, index(sample), tmp_path)
@@ -135,12 +153,13 @@ def test_an_export_replaces_its_own_and_not_through_a_link(run, sample, tmp_path
 
 
 def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample, tmp_path):
-    "The run belongs to somebody else, who let nobody write; the caches of matplotlib, Hugging Face and ours have no place"
+    "The run is somebody else's, who let nobody write; the caches of matplotlib, Hugging Face and ours have no place"
     for path in (copied.path, *copied.path.iterdir()): path.chmod(0o555)
     (out := tmp_path/'out').mkdir()
     theirs(out)
     done = scarce('artinsight_export', copied.path, '--to', 'torch', '--data', sample, '--out', out/'new')
-    assert done.returncode == 0 and sorted(content(out/'new')) == ['export-torch.json', 'model.pt2', 'model_card.md'], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert sorted(content(out/'new')) == ['export-torch.json', 'model.pt2', 'model_card.md']
     done = scarce('artinsight_export', copied.path, '--to', 'torch', '--data', sample)
     assert 'ermission denied' in one_line(done, 'artinsight_export')
 
@@ -149,7 +168,9 @@ def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample
 def test_an_export_onto_a_full_disk(runs, sample, tmp_path, to):
     "No file may grow beyond 20,000 bytes: write() fails as it does on a full disk, with another number"
     if to == 'onnx':
-        for module in ('onnx', 'onnxruntime', 'onnxscript'): pytest.importorskip(module, reason='ONNX needs the extra export')
-    done = scarce('artinsight_export', runs/'simple_cnn', '--to', to, '--data', sample, '--out', theirs(tmp_path), file_bytes=20_000)
+        for module in ('onnx', 'onnxruntime', 'onnxscript'):
+            pytest.importorskip(module, reason='ONNX needs the extra export')
+    words = runs/'simple_cnn', '--to', to, '--data', sample, '--out', theirs(tmp_path)
+    done = scarce('artinsight_export', *words, file_bytes=20_000)
     one_line(done, 'artinsight_export')
     assert not [name for name in os.listdir(tmp_path) if name.startswith('model.') or name.endswith('.part')]

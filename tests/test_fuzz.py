@@ -2,36 +2,42 @@
 import json, os
 from dataclasses import asdict
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
 from fastai.optimizer import OptimWrapper
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from artinsight import data, loading, study, training
-from artinsight.data import CLASSES, FOLDERS, STYLES
+from artinsight import data, resnet18, study, training
+from artinsight.data import CLASSES, FOLDERS
+from artinsight.engine.checkpoint import Checkpoint
+from artinsight.engine.runs import copy_weights, save_predictions
+from artinsight.engine.store import BLOCK, build_store
 
 MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=200)
 TEXT = st.text(max_size=40) | st.text(alphabet="/\\._-0123456789AILDSDbaroque '\0\n", max_size=40)
 FOLDER = st.sampled_from([*FOLDERS, 'AI_XL_baroque', 'surreal']) | TEXT
-FILE = TEXT | st.from_regex(r'\A\d-\d{1,9}-\d{1,6}\.jpg\Z') | st.from_regex(r'\A[a-z-]{1,12}_[a-z-]{1,12}(-\d{4})?\.jpg\Z')
+FILE = TEXT | st.from_regex(r'\A\d-\d{1,9}-\d{1,6}\.jpg\Z')
+FILE |= st.from_regex(r'\A[a-z-]{1,12}_[a-z-]{1,12}(-\d{4})?\.jpg\Z')
 PATH = st.builds('/'.join, st.tuples(st.sampled_from(['train', 'test', 'valid', '']), FOLDER, FILE)) | TEXT
 
 @MANY
 @given(FOLDER)
-def test_parse_folder(name):
-    try: style, origin, generator = data.parse_folder(name)
+def test_describe_of_a_folder(name):
+    try: got = data.describe([f'train/{name}/a.jpg']).iloc[0]
     except ValueError: assert name not in FOLDERS
-    else: assert data.folder_name(style, generator) == name and origin == ('human' if generator == 'human' else 'AI')
+    else:
+        assert data.folder_name(got['style'], got.generator) == name.split('/')[0]
+        assert got.origin == ('human' if got.generator == 'human' else 'AI')
 
 @MANY
 @given(PATH)
-def test_parse_name(path):
-    try: got = data.parse_name(path)
+def test_describe_of_a_path(path):
+    try: got = data.describe([path]).iloc[0].to_dict()
     except ValueError as error: assert '\n' not in str(error)
     else:
         assert got['split'] in ('train', 'test') and got['class'] in CLASSES and isinstance(got['group'], str)
-        assert got == data.parse_name(path)
+        assert got == data.describe([path]).iloc[0].to_dict()
         if got['origin'] == 'AI': assert got['group'].startswith(f"AI_{got['generator']}_")
 
 @SOME
@@ -46,10 +52,12 @@ def plausible(draw_names):
     return data.describe(sorted({f'{split}/{folder}/{name}' for split, folder, name in draw_names}))
 
 ROW = st.tuples(st.sampled_from(['train', 'test']), st.sampled_from(list(FOLDERS)),
-                st.builds('{}-{}-{}.jpg'.format, st.integers(0, 9), st.integers(0, 5), st.integers(0, 40)) | st.builds('{}_x{}.jpg'.format, st.sampled_from('abcd'), st.integers(0, 40)))
+                st.builds('{}-{}-{}.jpg'.format, st.integers(0, 9), st.integers(0, 5),
+                    st.integers(0, 40)) | st.builds('{}_x{}.jpg'.format, st.sampled_from('abcd'), st.integers(0, 40)))
 
 @SOME
-@given(st.lists(ROW, max_size=60), st.integers(1, 6), st.integers(0, 3), st.sampled_from(['group', 'random']), st.floats(.05, .9))
+@given(st.lists(ROW, max_size=60), st.integers(1, 6), st.integers(0, 3), st.sampled_from(['group', 'random']),
+       st.floats(.05, .9))
 def test_choice_and_split(rows, per_style, seed, by, fraction):
     "Any table: no picture twice, none lost, never more than asked, groups whole, and the same again."
     frame = plausible(rows)
@@ -62,12 +70,15 @@ def test_choice_and_split(rows, per_style, seed, by, fraction):
     train, valid = data.split_validation(chosen, fraction, by, seed)
     assert sorted([*train.path, *valid.path]) == sorted(chosen.path)
     if by == 'group': assert not set(train.group) & set(valid.group)
-    assert list(data.split_validation(data.choose(frame, per_style, seed), fraction, by, seed)[1].path) == list(valid.path)
+    assert list(data.split_validation(data.choose(frame, per_style, seed), fraction, by,
+                                      seed)[1].path) == list(valid.path)
 
-NAME = st.from_regex(r'\A[^/\0]{1,12}\Z').filter(lambda s: s.strip('. ') and len(s.encode('utf8', 'surrogatepass')) < 200)
+NAME = st.from_regex(r'\A[^/\0]{1,12}\Z').filter(lambda s: s.strip('. ')
+                                                 and len(s.encode('utf8', 'surrogatepass')) < 200)
 
 @settings(SOME, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(['train', 'test', 'other']), st.sampled_from([*FOLDERS]) | NAME, NAME), max_size=8))
+@given(st.lists(st.tuples(st.sampled_from(['train', 'test', 'other']), st.sampled_from([*FOLDERS]) | NAME, NAME),
+                max_size=8))
 def test_index_of_any_folder(tmp_path_factory, files):
     "A folder of strange names: an index, or one line that says what is wrong."
     root = tmp_path_factory.mktemp('any')
@@ -83,9 +94,11 @@ def test_index_of_any_folder(tmp_path_factory, files):
 # What a run folder from a stranger may hold
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                    max_leaves=8)
 RECORD = st.fixed_dictionaries({}, optional={
-    'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON, 'init': JSON,
+    'format': st.just(training.RECORD_FORMAT) | JSON, 'classes': st.just(list(CLASSES)) | JSON, 'experiment': JSON,
+    'weights': JSON,
     'data': JSON, 'validation': JSON, 'test': JSON, 'quick': JSON})
 DOCUMENTED = (ValueError, FileNotFoundError)
 
@@ -101,23 +114,27 @@ def test_read_record(tmp_path_factory, written):
     run.mkdir(exist_ok=True)
     (run/'record.json').write_bytes(written)
     record = refused_in_one_line(lambda: training.read_record(run))
-    if record: refused_in_one_line(lambda: study.load_experiment(record))
+    if record: refused_in_one_line(lambda: resnet18.load_experiment(record))
 
 SOUND_RECIPE = json.loads(json.dumps(asdict(study.find_experiment('simple_cnn'))))
-RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON for name, value in SOUND_RECIPE.items()})
+RECIPE = st.fixed_dictionaries({name: st.just(value) | st.integers(-2, 2000) | JSON
+                                for name, value in SOUND_RECIPE.items()})
 
 @SOME
-@given(RECIPE | st.tuples(st.sampled_from(sorted(SOUND_RECIPE)), JSON | st.text(max_size=8)).map(lambda change: SOUND_RECIPE | dict([change])))
+@given(RECIPE | st.tuples(st.sampled_from(sorted(SOUND_RECIPE)),
+                          JSON | st.text(max_size=8)).map(lambda change: SOUND_RECIPE | dict([change])))
 def test_load_model_of_strange_recipes(tmp_path_factory, recipe):
     "All fields, any values: refused, or a recipe that can be trained; weights that do not fit are told as such."
     run = tmp_path_factory.getbasetemp()/'recipe'
     run.mkdir(exist_ok=True)
-    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, init='none', data={}, validation={}, test={})
+    record = dict(format=training.RECORD_FORMAT, classes=list(CLASSES), experiment=recipe, weights='none', data={},
+                  validation={}, test={})
     (run/'record.json').write_text(json.dumps(record))
     (run/'model.safetensors').write_bytes(b'none')
-    experiment = refused_in_one_line(lambda: study.load_experiment(record))
-    if experiment: assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
-    assert refused_in_one_line(lambda: study.load_model(run)) is None
+    experiment = refused_in_one_line(lambda: resnet18.load_experiment(record))
+    if experiment:
+        assert 0 < experiment.size <= 1024 and os.sep not in experiment.name and isinstance(experiment.frozen, tuple)
+    assert refused_in_one_line(lambda: resnet18.load_model(run)) is None
 
 @pytest.mark.parametrize('written', [b'['*100_000, b'\xff\xfe', b'', b'{"format": ' + b'1'*5000 + b'}', b'null'])
 def test_read_record_corners(tmp_path, written):
@@ -127,12 +144,14 @@ def test_read_record_corners(tmp_path, written):
 def written_predictions(folder, n=40):
     "A run folder with sound predictions."
     folder.mkdir(exist_ok=True)
-    part = [f'test/AI_SD_baroque/1-{i}-3.jpg' for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
-    training.save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
+    part = [f'test/AI_SD_baroque/1-{i}-3.jpg'
+            for i in range(n)], np.arange(n) % 20, np.random.default_rng(0).dirichlet(np.ones(20), n)
+    save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
     return folder/'predictions.npz'
 
 @settings(MANY, max_examples=600)
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6),
+       st.booleans())
 def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting):
     "Flipped and missing bytes: refused, or what is read is whole."
     file = written_predictions(tmp_path_factory.getbasetemp()/'predictions')
@@ -143,14 +162,18 @@ def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting
         got = refused_in_one_line(lambda: training.load_predictions(file.parent, part))
         if got:
             ids, target, probs = got
-            assert probs.shape == (len(ids), 20) and ids.dtype.kind == 'U' and target.dtype.kind in 'iu' and set(target) <= set(range(20))
+            assert probs.shape == (len(ids),
+                20) and ids.dtype.kind == 'U' and target.dtype.kind in 'iu' and set(target) <= set(range(20))
 
 N = 5
-SOUND = dict(test_id=np.array([f'test/baroque/{i}.jpg' for i in range(N)]), test_target=np.arange(N), test_probs=np.full((N, 20), .05))
+SOUND = dict(test_id=np.array([f'test/baroque/{i}.jpg' for i in range(N)]), test_target=np.arange(N),
+             test_probs=np.full((N, 20), .05))
 
 @pytest.mark.parametrize('name,value', [
-    ('test_target', np.arange(N) + 18), ('test_target', np.arange(N) - 1), ('test_target', np.array(list('abcde'))), ('test_target', np.arange(N)*.5),
-    ('test_probs', np.full((N, 20), np.nan)), ('test_probs', np.full((N, 20), 'x')), ('test_probs', np.full((N, 10), .1)), ('test_probs', np.full((N, 21), .1)),
+    ('test_target', np.arange(N) + 18), ('test_target', np.arange(N) - 1), ('test_target', np.array(list('abcde'))),
+    ('test_target', np.arange(N)*.5),
+    ('test_probs', np.full((N, 20), np.nan)), ('test_probs', np.full((N, 20), 'x')),
+    ('test_probs', np.full((N, 10), .1)), ('test_probs', np.full((N, 21), .1)),
     ('test_id', np.arange(N)), ('test_id', np.array('a')), ('test_target', np.arange(N - 1))])
 def test_predictions_of_other_kinds_are_refused(tmp_path, name, value):
     np.savez(tmp_path/'predictions.npz', **{**SOUND, name: value})
@@ -188,13 +211,13 @@ class Learning:
 
 def written_checkpoint(file):
     "A checkpoint after an epoch, and the weights in it."
-    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
+    learn, checkpoint = Learning(), Checkpoint(file, 'here', 3)
     learn.model(torch.ones(2, 4)).sum().backward()
     learn.opt.step()
-    checkpoint.rows, checkpoint.best_weights = [{'epoch': 0, 'valid_loss': 1.}], training.copy_weights(learn.model)
+    checkpoint.rows, checkpoint.best_weights = [{'epoch': 0, 'valid_loss': 1.}], copy_weights(learn.model)
     checkpoint.learn = learn
     checkpoint.write()
-    return training.copy_weights(learn.model)
+    return copy_weights(learn.model)
 
 @settings(MANY, max_examples=400)
 @given(FLIPS, CUT)
@@ -204,8 +227,8 @@ def test_damaged_checkpoint_is_not_believed(tmp_path_factory, flips, cut):
     saved = written_checkpoint(file)
     sound = file.read_bytes()
     file.write_bytes(damage(sound, flips, cut))
-    learn, checkpoint = Learning(), training.Checkpoint(file, 'here', 3)
-    before = training.copy_weights(learn.model)
+    learn, checkpoint = Learning(), Checkpoint(file, 'here', 3)
+    before = copy_weights(learn.model)
     expected = saved if checkpoint.read(learn) else before
     assert all((expected[name] == value).all() for name, value in learn.model.state_dict().items())
     assert checkpoint.rows in ([], [{'epoch': 0, 'valid_loss': 1.}])
@@ -215,22 +238,25 @@ def small_store(tmp_path_factory):
     "A store of two blocks, its pictures, one of them bad."
     root = tmp_path_factory.mktemp('pictures')
     (root/'train/baroque').mkdir(parents=True)
-    for number in range(loading.BLOCK + 6): Image.new('RGB', (8, 8), (number, 0, 0)).save(root/f'train/baroque/a_{number}.png')
+    for number in range(BLOCK + 6): Image.new('RGB', (8, 8), (number, 0, 0)).save(root/f'train/baroque/a_{number}.png')
     (root/'train/baroque/a_3.png').write_bytes(b'no picture')
     return data.index(root), root, tmp_path_factory.mktemp('store')
 
 @SOME
-@given(FLIPS, CUT, st.none() | st.lists(JSON | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
+@given(FLIPS, CUT, st.none() | st.lists(JSON
+    | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
 def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):
     "Whatever the journal says, the pixels are those of the pictures."
     frame, root, folder = small_store
-    store = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
-    pixels, journal = store.file.read_bytes(), store.journal.read_bytes()
-    store.journal.write_bytes(damage(journal, flips, cut) if lines is None else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
-    again = loading.build_store(frame, root, 8, folder, workers=1, progress=False)
+    store = build_store(frame, root, 8, folder, workers=1, progress=False)
+    journal, pixels = store.file.with_name('blocks.jsonl'), store.file.read_bytes()
+    journal.write_bytes(damage(journal.read_bytes(), flips, cut) if lines is None
+                        else b''.join(json.dumps(line).encode() + b'\n' for line in lines))
+    again = build_store(frame, root, 8, folder, workers=1, progress=False)
     assert again.file.read_bytes() == pixels and list(again.bad.path) == ['train/baroque/a_3.png']
 
 def test_at_least_two_thousand_cases():
     "What the tests above throw, summed up."
-    cases = [test._hypothesis_internal_use_settings.max_examples for test in globals().values() if getattr(test, 'is_hypothesis_test', False)]
+    cases = [test._hypothesis_internal_use_settings.max_examples
+             for test in globals().values() if getattr(test, 'is_hypothesis_test', False)]
     assert sum(cases) >= 2000 and len(cases) > 5

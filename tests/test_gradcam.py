@@ -9,15 +9,17 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from artinsight.data import CLASSES
-from artinsight.gradcam import GradCAM, ask, default_layer, layers, scale, score
+from artinsight.engine.layers import default_layer, layers
+from artinsight.gradcam import GradCAM, ask, scale
 
-PEERS = [('resnet18', 224, 'layer4'), ('resnet18', 64, 'layer4'), ('resnet18', 64, 'layer3'), ('resnet18', 64, 'layer2.0'),
+PEERS = [('resnet18', 224, 'layer4'), ('resnet18', 64, 'layer4'), ('resnet18', 64, 'layer3'),
+         ('resnet18', 64, 'layer2.0'),
          ('resnet18', 32, 'layer2'), ('mobilenet_v2', 224, 'features'), ('mobilenet_v2', 64, 'features.13'),
          ('mobilenet_v2', 64, 'features.17.conv.2')]
 
 
 def make(name, classes=20):
-    "A model with random weights that reacts to its pictures: BatchNorm statistics measured, a head with weights of a useful size"
+    "A model with random weights that reacts to its pictures: measured BatchNorm statistics, a head of useful weights"
     torch.manual_seed(0)
     model = zoo.get_model(name, weights=None, num_classes=classes)
     for m in model.modules():
@@ -80,7 +82,8 @@ def test_origin_and_style_are_the_gradients_that_they_claim_to_be():
     p = logits.softmax(1)
     ai = torch.tensor([c.startswith('AI') for c in CLASSES])
     style = torch.tensor([c.endswith('_baroque') for c in CLASSES])
-    for target, by_hand in [('origin', (p[:, ai].sum(1) / p[:, ~ai].sum(1)).log()), ('human', (p[:, ~ai].sum(1) / p[:, ai].sum(1)).log()),
+    for target, by_hand in [('origin', (p[:, ai].sum(1) / p[:, ~ai].sum(1)).log()),
+                            ('human', (p[:, ~ai].sum(1) / p[:, ai].sum(1)).log()),
                             ('baroque', logits[:, style].exp().sum(1).log())]:
         grad, = torch.autograd.grad(by_hand.sum(), acts[0], retain_graph=True)
         expected = (grad.mean((2, 3), keepdim=True) * acts[0]).sum(1).relu().detach()
@@ -88,8 +91,10 @@ def test_origin_and_style_are_the_gradients_that_they_claim_to_be():
         assert (got - expected).abs().max() <= 1e-6 and expected.max() > 0
 
 
-@pytest.mark.parametrize('name', ['alexnet', 'vgg11_bn', 'squeezenet1_1', 'densenet121', 'googlenet', 'shufflenet_v2_x0_5', 'mobilenet_v3_small',
-                                  'efficientnet_b0', 'regnet_y_400mf', 'convnext_tiny', 'mnasnet0_5', 'resnext50_32x4d'])
+@pytest.mark.parametrize('name', ['alexnet', 'vgg11_bn', 'squeezenet1_1', 'densenet121', 'googlenet',
+                                  'shufflenet_v2_x0_5', 'mobilenet_v3_small',
+                                  'efficientnet_b0', 'regnet_y_400mf', 'convnext_tiny', 'mnasnet0_5',
+                                  'resnext50_32x4d'])
 def test_default_layer_of_other_torchvision_cnns(name):
     kwargs = dict(init_weights=True) if name == 'googlenet' else {}
     torch.manual_seed(0)
@@ -97,9 +102,11 @@ def test_default_layer_of_other_torchvision_cnns(name):
     cam = GradCAM(model)
     maps = cam(x, [1, 2])
     table = layers(model, 96).set_index('layer')
-    assert maps.shape[1:] == tuple(table.loc[default_layer(model, 96), ['height', 'width']]) and min(maps.shape[1:]) >= 3
+    assert maps.shape[1:] == tuple(table.loc[default_layer(model, 96), ['height', 'width']])
+    assert min(maps.shape[1:]) >= 3
     assert maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1
-    peer = LayerGradCam(model, children(model, cam.at((96, 96)))).attribute(x, torch.tensor([1, 2]), relu_attributions=True)[:, 0].detach()
+    peer = LayerGradCam(model, children(model, cam.at((96, 96))))
+    peer = peer.attribute(x, torch.tensor([1, 2]), relu_attributions=True)[:, 0].detach()
     raw = cam(x, [1, 2], raw=True)
     assert (raw - peer).abs().max() <= 1e-5 * max(1, peer.max())
 
@@ -110,7 +117,8 @@ def test_layers_before_work_in_place():
         def __init__(self, inplace):
             super().__init__()
             torch.manual_seed(0)
-            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=inplace), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=inplace))
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=inplace),
+                                      nn.Conv2d(8, 8, 3), nn.ReLU(inplace=inplace))
             self.head = nn.Linear(8, 4)
         def forward(self, x): return self.head(self.body(x).mean((2, 3)))
     x = pictures(2, 16)
@@ -120,7 +128,8 @@ def test_layers_before_work_in_place():
 
 
 def state(model):
-    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
+    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in model.modules()]
 
 
 def test_model_is_left_exactly_as_found_also_after_an_error():
@@ -130,7 +139,8 @@ def test_model_is_left_exactly_as_found_also_after_an_error():
     flags, weights = state(model), {k: v.clone() for k, v in model.state_dict().items()}
     needs = [p.requires_grad for p in model.parameters()]
     GradCAM(model)(x)
-    for bad in (lambda: GradCAM(model, 'layer4')(x[:, :, :32, :32]), lambda: GradCAM(model)(x, 20), lambda: GradCAM(model)(x, 'nothing'),
+    for bad in (lambda: GradCAM(model, 'layer4')(x[:, :, :32, :32]), lambda: GradCAM(model)(x, 20),
+                lambda: GradCAM(model)(x, 'nothing'),
                 lambda: GradCAM(model)(x, [1]), lambda: GradCAM(model, 'fc')(x), lambda: GradCAM(model)(x[0])):
         with pytest.raises(ValueError): bad()
     with pytest.raises(RuntimeError): GradCAM(model, 'layer3')(x[:, :2])   # wrong number of channels: torch's own error
@@ -139,7 +149,8 @@ def test_model_is_left_exactly_as_found_also_after_an_error():
     assert [p.requires_grad for p in model.parameters()] == needs and all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize('wrong, message', [('layer4', 'layer2'), ('fc', 'layer2'), ('layer9', 'layer4'), ('', 'layer4')])
+@pytest.mark.parametrize('wrong, message',
+                         [('layer4', 'layer2'), ('fc', 'layer2'), ('layer9', 'layer4'), ('', 'layer4')])
 def test_layers_that_cannot_work_are_refused_in_one_line_naming_one_that_does(wrong, message):
     with pytest.raises(ValueError, match=message) as e: GradCAM(make('resnet18'), wrong)(pictures(1, 32))
     assert '\n' not in str(e.value)
@@ -148,7 +159,8 @@ def test_layers_that_cannot_work_are_refused_in_one_line_naming_one_that_does(wr
 def test_the_benchmark_refuses_a_1x1_layer_in_one_line(monkeypatch):
     script = Path(__file__).parent.parent/'benchmarks'/'gradcam.py'
     monkeypatch.setattr(sys, 'argv', [str(script), '--size', '32'])
-    with pytest.raises(SystemExit, match="1x1 at 32x32 px: try 'layer2'") as end: runpy.run_path(str(script), run_name='__main__')
+    with pytest.raises(SystemExit, match="1x1 at 32x32 px: try 'layer2'") as end:
+        runpy.run_path(str(script), run_name='__main__')
     assert '\n' not in str(end.value)
 
 
@@ -298,7 +310,7 @@ def test_the_probe_leaves_the_model_as_found_also_where_it_takes_one_size_only()
 
 def test_all_layers_of_a_cnn_for_one_size_have_maps():
     "As the app's leaner model, whose convolutions over tiny maps are matrices: layers behind them are known"
-    from artinsight.app import for_answers
+    from artinsight.engine.inference import for_answers
     model, x = make('resnet18'), pictures(2, 32)
     lean = for_answers(model, 32).eval()
     assert set(layers(model, 32).layer) <= set(layers(lean, 32).layer)

@@ -3,18 +3,21 @@ import numpy as np, pytest
 from scipy import special
 
 from artinsight import evaluation
+from artinsight.beyond import by_generator, factored
 from artinsight.data import STYLES, folder_name
 from artinsight.evaluation import HEADLINES, Predictions, bootstrap, headline_columns, headline_figures
+from artinsight.trust.calibration import calibration, plot_calibration
 
 FOLDER = [folder_name(style, generator) for generator in ('SD', 'human') for style in STYLES]
 
 
 def trainings(seed, seeds, groups=400):
-    "What several trainings of one recipe say of one test set: hard groups are hard for all, and each training is a little better or worse as a whole."
+    "Several trainings of a recipe on one test set: hard groups are hard for all, a training is a bit better or worse."
     world = np.random.default_rng(seed)
     kind = world.integers(20, size=groups)
     code = np.repeat(np.arange(groups), np.where(kind < 10, 4, world.geometric(.2, groups)))
-    ids = [f'test/{FOLDER[c]}/0-{g}-{n}.jpg' if c < 10 else f'test/{FOLDER[c]}/painter-{g}_{n}-1900.jpg' for n, (c, g) in enumerate(zip(kind[code], code))]
+    ids = [f'test/{FOLDER[c]}/0-{g}-{n}.jpg' if c < 10 else f'test/{FOLDER[c]}/painter-{g}_{n}-1900.jpg'
+           for n, (c, g) in enumerate(zip(kind[code], code))]
     shared, result = 1.2 * world.normal(size=(groups, 20))[code] + world.normal(size=(len(code), 20)), []
     for training in range(seeds):
         own = np.random.default_rng([seed, training])
@@ -51,9 +54,9 @@ def test_one_sided_predictions_have_all_figures(kinds, n):
         p = evaluation.Predictions(target, probs, ids)
         record = evaluation.evaluate(target, probs, ids)
         assert record['n'] == n and all(np.isfinite(value).all() for value in record.values())
-        told = evaluation.calibration(p, p)
-        assert told['ece_after'] >= 0 and evaluation.factored(p)['origin_auc'] is None
-        evaluation.plot_calibration(p, p.soften(2)), evaluation.plot_origin(p), evaluation.plot_confusion(p)
+        told = calibration(p, p)
+        assert told['ece_after'] >= 0 and factored(p)['origin_auc'] is None
+        plot_calibration(p, p.soften(2)), evaluation.plot_confusion(p)
         assert not evaluation.ladder({'simple_cnn': p, 'resnet18_base': p}).real.any()
-        assert len(evaluation.by_generator(p)) == 3
+        assert len(by_generator(p)) == 3
         evaluation.plt.close('all')

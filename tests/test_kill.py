@@ -1,6 +1,7 @@
 """SIGKILL at any moment, then start again: the result is the same, and what was finished is not done twice.
 
-A few kills of each stage by default, forty and more over the lot with `--slow`. The victims are forked from a server process
+A few kills of each stage by default, forty and more over the lot with `--slow`. The victims are forked from a server
+process
 that has imported everything, so that a kill costs little and falls into the work.
 """
 import importlib.util, json, multiprocessing, os, random, shutil, signal, subprocess, time
@@ -8,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pandas as pd
+from fastai.callback.core import Callback
+from safetensors import safe_open
+from safetensors.torch import load_file
+
 from artinsight import data, loading, study, training
+from artinsight.engine import store as storing
+from artinsight.engine.checkpoint import Checkpoint
 
 import kaggle_server
 from kaggle_server import serve
@@ -17,7 +25,8 @@ from kaggle_server import serve
 def start():
     "Start a function in a process of its own: `start(function, *args)`."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['kagglehub', 'artinsight.loading', 'artinsight.training', 'artinsight.study', 'artinsight.evaluation', 'nbclient', 'nbconvert', 'nbformat'])
+    context.set_forkserver_preload(['kagglehub', 'artinsight.loading', 'artinsight.training', 'artinsight.study',
+                                    'artinsight.evaluation', 'nbclient', 'nbconvert', 'nbformat'])
     def begin(function, *args):
         process = context.Process(target=quietly, args=(function, *args))
         process.start()
@@ -36,8 +45,10 @@ def quietly(function, *args):
 SURVIVED = []     # kills of each stage that was tested
 
 def survive(start, kills, seed, work, args, log, finished, wipe, check):
-    """Run `work(*args, log)`, which writes a word to `log` for each thing it does, and kill it at random moments, `kills` times; then
-    let it end. `finished()` says, before each start, what is done: it must not be done again. `check()` compares every result that
+    """Run `work(*args, log)`, which writes a word to `log` for each thing it does, and kill it at random moments,
+    `kills` times; then
+    let it end. `finished()` says, before each start, what is done: it must not be done again. `check()` compares every
+    result that
     a run came to with what is expected; `wipe()` begins anew after it."""
     draw, killed, spared = random.Random(seed), 0, 0
     def ends(patience=None):
@@ -69,32 +80,36 @@ def survive(start, kills, seed, work, args, log, finished, wipe, check):
 
 def kills_of(request, fast, slow): return slow if request.config.getoption('--slow', default=False) else fast
 
-def contents(folder, names='*'): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob(names)) if p.is_file()}
+def contents(folder, names='*'):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob(names)) if p.is_file()}
 
 # The store
 
-decode_block = loading._decode_block
+decode_block = storing._decode_block
 
 def noted(root, paths, begin, targets):
     "Decode a block and note it."
     result = decode_block(root, paths, begin, targets)
-    with open(os.environ['NOTES'], 'a') as file: file.write(f'{begin//loading.BLOCK}\n')
+    with open(os.environ['NOTES'], 'a') as file: file.write(f'{begin//storing.BLOCK}\n')
     return result
 
 def build(frame, root, folder, workers, log):
     "In the victim: build a store, noting each block that is decoded."
-    os.environ['NOTES'], loading._decode_block = str(log), noted
-    loading.build_store(frame, root, 32, folder, workers=workers, progress=False)
+    os.environ['NOTES'], storing._decode_block = str(log), noted
+    storing.build_store(frame, root, 32, folder, workers=workers, progress=False)
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
     frame, folder = data.index(sample).iloc[::4].reset_index(drop=True), tmp_path/'store'
-    loading.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
-    def journal(): return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
+    storing.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
+    def journal():
+        return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl')
+                for line in p.read_text().splitlines() if line.endswith('}')]
     def wipe(): shutil.rmtree(folder, ignore_errors=True)
     def check(): assert contents(folder) == contents(tmp_path/'reference')
-    survive(start, kills_of(request, 2, 6), workers, build, (frame, sample, folder, workers), tmp_path/'log', journal, wipe, check)
+    survive(start, kills_of(request, 2, 6), workers, build, (frame, sample, folder, workers), tmp_path/'log', journal,
+            wipe, check)
 
 # The download
 
@@ -120,27 +135,31 @@ def test_download(start, tmp_path, request):
         def check():
             root = cache/'datasets/ravidussilva/real-ai-art/versions/5/Real_AI_SD_LD_Dataset'
             assert all((root/name).read_bytes() == name.encode()*1000 for name in names) and not partial.exists()
-        survive(start, kills_of(request, 2, 10), 3, fetch, (kaggle.env(cache), cache, counts), tmp_path/'log', note, wipe, check)
+        survive(start, kills_of(request, 2, 10), 3, fetch, (kaggle.env(cache), cache, counts), tmp_path/'log', note,
+                wipe, check)
         ranges = {int(span.removeprefix('bytes=').strip('-')) for span in kaggle.log if span}
     assert ranges <= set(kept)
 
 # Training
 
-class Note(training.Callback):
+class Note(Callback):
     "Write the number of each epoch that begins."
     def __init__(self, log): self.log = log
     def before_epoch(self):
         with open(self.log, 'a') as file: file.write(f'{len(self.learn.checkpoint.rows)}\n')
 
-RECIPE = training.Experiment('tiny', 'simple_cnn', size=32, augment=('hflip', 'rotation'), epochs=8, patience=8, lr=.01, batch_size=32)
+RECIPE = training.Experiment('tiny', 'simple_cnn', size=32, augment=('hflip', 'rotation'), epochs=8, patience=8, lr=.01,
+                             batch_size=32)
 
 def fit(store, run, log):
     "In the victim: train a small network on a store that is there."
     import torch
     frame, root, folder = store
-    pictures = loading.build_store(frame, root, 32, folder, workers=1, progress=False)
+    pictures = storing.build_store(frame, root, 32, folder, workers=1, progress=False)
     torch.manual_seed(0)
-    layers = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(128, 20)
+    nn = torch.nn
+    trunk = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)
+    layers = *trunk, nn.Flatten(), nn.Linear(128, 20)
     rows = range(len(frame))
     dls = loading.dataloaders(pictures, rows[::2], rows[1::4], rows[3::4], RECIPE.augment, RECIPE.batch_size, 'cpu')
     training.train(RECIPE, torch.nn.Sequential(*layers), dls, run, cbs=[Note(log)])
@@ -149,7 +168,7 @@ def epochs_done(run):
     "Epochs in the checkpoint."
     file = Path(run)/'checkpoint.safetensors'
     if not file.exists(): return []
-    with training.safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
+    with safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
 
 def test_training(start, sample, tmp_path, request):
     "The same weights and predictions to the bit, the same losses; no finished epoch is trained again."
@@ -160,16 +179,19 @@ def test_training(start, sample, tmp_path, request):
     assert reference.exitcode == 0
     run = tmp_path/'run'
     wipe = lambda: shutil.rmtree(run, ignore_errors=True)
-    expected = training.load_file(tmp_path/'reference/model.safetensors')
-    def losses(folder): return training.pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']]
+    expected = load_file(tmp_path/'reference/model.safetensors')
+    def losses(folder): return pd.read_csv(folder/'history.csv')[['valid_loss', 'accuracy']]
     def check():
-        weights = training.load_file(run/'model.safetensors')
+        weights = load_file(run/'model.safetensors')
         assert weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in expected)
         for part in ('validation', 'test'):
-            for one, other in zip(training.load_predictions(tmp_path/'reference', part), training.load_predictions(run, part)): assert (one == other).all()
+            for one, other in zip(training.load_predictions(tmp_path/'reference', part),
+                                  training.load_predictions(run, part)):
+                assert (one == other).all()
         assert len(losses(run)) == 8 and losses(run).equals(losses(tmp_path/'reference'))
         assert not list(run.glob('.*.part')), 'half-written files stay behind'
-    survive(start, kills_of(request, 3, 12), 5, fit, (store, run), tmp_path/'log', lambda: epochs_done(run), wipe, check)
+    survive(start, kills_of(request, 3, 12), 5, fit, (store, run), tmp_path/'log', lambda: epochs_done(run), wipe,
+            check)
 
 # An experiment from data to record: store, training, predictions, evaluation
 
@@ -183,12 +205,13 @@ def noted_predictions(*args):
     with open(os.environ['NOTES'], 'a') as file: file.write('predictions\n')
     save_run(*args)
 
-before_epoch, save_run = training.Checkpoint.before_epoch, training.save_run
+before_epoch, save_run = Checkpoint.before_epoch, training.save_run
 
 def experiment(recipe, root, runs, cache, pause, log):
-    "In the victim: what artinsight_train does; each evaluation takes `pause` seconds longer, so that a kill can meet it."
+    """In the victim: what artinsight_train does; each evaluation takes `pause` seconds longer, so that a kill can meet
+    it."""
     os.environ.update(NOTES=str(log), ARTINSIGHT_CACHE=str(cache))
-    loading._decode_block, training.Checkpoint.before_epoch, training.save_run = noted, noted_epoch, noted_predictions
+    storing._decode_block, Checkpoint.before_epoch, training.save_run = noted, noted_epoch, noted_predictions
     evaluate = study.evaluate
     study.evaluate = lambda *args: (time.sleep(pause), evaluate(*args))[1]
     study.run_experiment(recipe, data.index(root), runs, 'none', 'cpu')
@@ -197,7 +220,8 @@ class Trial:
     "An experiment on few pictures, its folders, and the same one done without interruption."
     def __init__(self, sample, place, epochs):
         self.root, self.cache, self.runs, self.reference = place/'data', place/'cache', place/'runs', place/'reference'
-        self.run, self.recipe = self.runs/'simple_cnn', replace(study.find_experiment('simple_cnn', quick=True), epochs=epochs)
+        self.run, self.recipe = self.runs/'simple_cnn', replace(study.find_experiment('simple_cnn', quick=True),
+                                                                epochs=epochs)
         for split, n in (('train', 9), ('test', 3)):
             for folder in data.FOLDERS:
                 (self.root/split/folder).mkdir(parents=True)
@@ -205,16 +229,19 @@ class Trial:
     def args(self, pause=0): return self.recipe, self.root, self.runs, self.cache, pause
     def done(self):
         "What must not be done again: blocks, epochs, predictions."
-        blocks = [json.loads(line)['block'] for p in self.cache.rglob('blocks.jsonl') for line in p.read_text().splitlines() if line.endswith('}')]
+        blocks = [json.loads(line)['block'] for p in self.cache.rglob('blocks.jsonl')
+                  for line in p.read_text().splitlines() if line.endswith('}')]
         epochs = range(self.recipe.epochs) if (self.run/'record.json').exists() else epochs_done(self.run)
-        return [*blocks, *(f'epoch{n}' for n in epochs), *(['predictions'] if (self.run/'predictions.npz').exists() else [])]
+        return [*blocks, *(f'epoch{n}' for n in epochs),
+                *(['predictions'] if (self.run/'predictions.npz').exists() else [])]
     def check(self):
         "The same record but for times, the same weights, and nothing that a kill left."
         one, other = (training.read_record(folder) for folder in (self.reference/'simple_cnn', self.run))
         for part in ('experiment', 'data', 'validation', 'test', 'best_epoch'): assert one[part] == other[part], part
-        weights = [training.load_file(folder/'model.safetensors') for folder in (self.reference/'simple_cnn', self.run)]
+        weights = [load_file(folder/'model.safetensors') for folder in (self.reference/'simple_cnn', self.run)]
         assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
-        assert {p.name for p in self.run.iterdir()} == {'.lock', 'record.json', 'model.safetensors', 'predictions.npz', 'history.csv'}
+        assert {p.name for p in self.run.iterdir()} == {'.lock', 'record.json', 'model.safetensors', 'predictions.npz',
+                                                        'history.csv'}
 
 @pytest.fixture
 def trial(start, sample, tmp_path):
@@ -225,7 +252,8 @@ def trial(start, sample, tmp_path):
     return trial
 
 def test_experiment(start, trial, tmp_path, request):
-    "Same store, weights, predictions and figures, wherever it was cut: while decoding, training, predicting, evaluating or recording."
+    """Same store, weights, predictions and figures, wherever it was cut: while decoding, training, predicting,
+    evaluating or recording."""
     def check():
         trial.check()
         assert contents(tmp_path/'cache0') == contents(trial.cache)
@@ -238,21 +266,24 @@ def test_evaluation(start, trial, tmp_path, request, monkeypatch):
     def cut(run): raise KeyboardInterrupt
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(trial.cache))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(study, 'score', cut)
+        patch.setattr(study, '_figures', cut)
         study.run_experiment(trial.recipe, data.index(trial.root), trial.runs, 'none', 'cpu')
     trained = shutil.copytree(trial.runs, tmp_path/'trained')
     def wipe():
         shutil.rmtree(trial.runs)
         shutil.copytree(trained, trial.runs)
     assert 'predictions' in trial.done()
-    survive(start, kills_of(request, 2, 6), 13, experiment, trial.args(pause=.4), tmp_path/'log', trial.done, wipe, trial.check)
+    survive(start, kills_of(request, 2, 6), 13, experiment, trial.args(pause=.4), tmp_path/'log', trial.done, wipe,
+            trial.check)
 
 @pytest.mark.slow     # nbs/08_study.ipynb shows the same on few pictures
 def test_another_machine_goes_on(sample, tmp_path):
-    "Runs and store on a drive that outlives the machine: the pictures are fetched again there, with other dates; nothing is decoded or trained twice."
+    """Runs and store on a drive that outlives the machine: the pictures are fetched again there, with other dates;
+    nothing is decoded or trained twice."""
     trial = Trial(sample, tmp_path, epochs=15)
     env = {**os.environ, 'ARTINSIGHT_CACHE': str(tmp_path/'drive/cache'), 'OMP_NUM_THREADS': '1'}
-    command = ['artinsight_train', 'simple_cnn', '--quick', '--data', str(trial.root), '--runs', str(tmp_path/'drive/runs'), '--device', 'cpu']
+    command = ['artinsight_train', 'simple_cnn', '--quick', '--data', str(trial.root), '--runs',
+               str(tmp_path/'drive/runs'), '--device', 'cpu']
     run = tmp_path/'drive/runs/simple_cnn'
     first = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while first.poll() is None and len(epochs_done(run)) < 2: time.sleep(.01)
@@ -298,14 +329,20 @@ def test_report(start, tmp_path):
     for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(here/name, project)
     for name in (*here.glob('nbs/*.css'), here/'nbs/links.lua'): shutil.copy(name, project/'nbs')
     names = [f'0{i}_part{i}.ipynb' for i in range(3)]
-    (project/'_quarto.yml').write_text('website:\n  site-url: https://example.org\n  sidebar:\n    contents:\n' + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
+    (project/'_quarto.yml').write_text('website:\n  site-url: https://example.org\n  sidebar:\n    contents:\n'
+                                       + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
     for name in ['index.ipynb', *names]:
-        cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'), nbformat.v4.new_code_cell(f'print({name!r}.upper())', id='b')]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), project/'nbs'/name)
+        cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'),
+                 nbformat.v4.new_code_cell(f'print("$ARTINSIGHT_RUNS", {name!r}.upper())', id='b')]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells,
+                                                metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3',
+                                                                         'language': 'python'}}), project/'nbs'/name)
     def site(): return {name: text for name, text in contents(project/'_site').items() if name.endswith('.html')}
     def wipe():
         for name in ('_executed', '_site'): shutil.rmtree(project/name, ignore_errors=True)
-    def executed(): return json.loads((project/'_executed/keys.json').read_text()) if (project/'_executed/keys.json').exists() else []
+    def executed():
+        return json.loads((project/'_executed/keys.json').read_text()) if (project
+                                                                           /'_executed/keys.json').exists() else []
     run = start(report, project, tmp_path/'log')
     run.join()
     assert run.exitcode == 0

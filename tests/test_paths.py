@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from artinsight import data
-from artinsight.data import console, run_in_processes
-from artinsight.loading import FORMATS
+from artinsight.engine import files, pictures
+from artinsight.engine.console import console
+from artinsight.engine.workers import run_in_processes
+from artinsight.engine.pictures import FORMATS
 from PIL import Image
 
 def put(root, *names):
@@ -22,7 +24,7 @@ def names(found, root): return [str(path.relative_to(root)) for path in found]
 @pytest.mark.parametrize('given, meant', [
     ('~/maps of mine', Path.home()/'maps of mine'), ('~', Path.home()), ('~$draft.jpg', Path('~$draft.jpg')),
     ('~no-such-user/x', Path('~no-such-user/x')), (Path('a~/b'), Path('a~/b'))])
-def test_user_path(given, meant): assert data.user_path(given) == meant
+def test_user_path(given, meant): assert files.user_path(given) == meant
 
 @pytest.fixture
 def homeless(monkeypatch):
@@ -33,11 +35,11 @@ def homeless(monkeypatch):
     for name in ('HOME', 'ARTINSIGHT_CACHE', 'USERPROFILE'): monkeypatch.delenv(name, raising=False)
 
 def test_no_home_folder_names_the_variable(homeless, monkeypatch, tmp_path):
-    for ask, path in ((data.user_path, '~/x'), (data.data_folder, '~/data'), (data.index, '~')):
+    for ask, path in ((files.user_path, '~/x'), (data.data_folder, '~/data'), (data.index, '~')):
         with pytest.raises(FileNotFoundError, match='no home folder.*ARTINSIGHT_CACHE'): ask(path)
-    with pytest.raises(FileNotFoundError, match='no home folder.*ARTINSIGHT_CACHE'): data.cache_folder()
+    with pytest.raises(FileNotFoundError, match='no home folder.*ARTINSIGHT_CACHE'): files.cache_folder()
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path))
-    assert data.cache_folder() == tmp_path
+    assert files.cache_folder() == tmp_path
 
 def test_data_set_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
@@ -46,14 +48,14 @@ def test_data_set_in_the_home_folder(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('name', ['n'*251 + '.jpg', 'ü'*125 + '.jpg', 'two words\n.jpg', '\udcff.jpg'])
 def test_atomic_write_takes_every_name_that_the_disk_takes(tmp_path, name):
-    with data.atomic_write(tmp_path/name) as unfinished: unfinished.write_text('whole')
+    with files.atomic_write(tmp_path/name) as unfinished: unfinished.write_text('whole')
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path/name).read_text() == 'whole'
 
 # Folders as they are
 
 def test_endings_are_all_that_pillow_knows_of_our_formats():
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-    assert known <= set(data.PICTURE_ENDINGS)
+    assert known <= set(pictures.PICTURE_ENDINGS)
 
 HIDDEN = ('.hidden.jpg', '._a.jpg', '.ipynb_checkpoints/a.jpg', '__MACOSX/x/a.jpg', '@eaDir/a.jpg/SYNOPHOTO_M.jpg',
           '$RECYCLE.BIN/a.jpg', '.git/a.png', 'Thumbs.db', 'Desktop.ini', '.DS_Store')
@@ -61,7 +63,7 @@ HIDDEN = ('.hidden.jpg', '._a.jpg', '.ipynb_checkpoints/a.jpg', '__MACOSX/x/a.jp
 def test_listing(tmp_path, capsys):
     seen = ('a.jpg', 'b.TIF', 'c.jfif', 'd.GIF', 'e.bmp', 'more/deeper/f.ppm', 'more/g.tiff', 'z.heic')
     put(tmp_path, *seen, *HIDDEN, 'notes.txt', 'more/raw.cr2')
-    assert names(data.picture_files(tmp_path), tmp_path) == sorted(seen)
+    assert names(pictures.picture_files(tmp_path), tmp_path) == sorted(seen)
     told = f'{tmp_path}: 2 without the ending of a picture, not read: more/raw.cr2, notes.txt'
     assert capsys.readouterr().err.splitlines() == [told]
 
@@ -71,14 +73,14 @@ def test_what_would_wait_for_ever_is_no_picture(tmp_path):
     os.mkfifo(tmp_path/'pipe.jpg')
     (tmp_path/'above').symlink_to(tmp_path)
     (tmp_path/'circle.jpg').symlink_to('circle.jpg')
-    pictures, others = data.scan_folder(tmp_path)
-    assert pictures == ['a.jpg', 'circle.jpg'] and others == ['above', 'pipe.jpg']
+    found, others = pictures.scan_folder(tmp_path)
+    assert found == ['a.jpg', 'circle.jpg'] and others == ['above', 'pipe.jpg']
 
 def test_a_name_with_a_line_end_stays_on_one_line(tmp_path, capsys):
     put(tmp_path, 'one\ntwo.txt', 'bell\a.txt', '\udcff.txt', 'ok.jpg')
-    data.picture_files(tmp_path)
+    pictures.picture_files(tmp_path)
     assert capsys.readouterr().err.count('\n') == 1
-    assert data.printable('a\r\nb\u2028\udcff Ω') == r'a\r\nb\u2028\udcff Ω'
+    assert files.printable('a\r\nb\u2028\udcff Ω') == r'a\r\nb\u2028\udcff Ω'
 
 def test_index_of_a_folder_as_it_is(tmp_path, capsys):
     "Capitals, sub-folders, system folders between the classes, other files, pictures of every ending."
@@ -95,7 +97,8 @@ def test_index_of_a_folder_as_it_is(tmp_path, capsys):
 @pytest.mark.parametrize('where', ['art/art', 'archive/Real_AI_SD_LD_Dataset', 'art', '.'])
 def test_a_data_set_is_found_where_archives_put_it(tmp_path, where):
     put(tmp_path, f'{where}/Train/baroque/ann_one.jpg', '__MACOSX/train/baroque/._a.jpg', '.git/train/baroque/x.jpg')
-    assert data.find_root(tmp_path) == tmp_path/where and len(data.index(tmp_path)) == 1
+    frame = data.index(tmp_path)
+    assert frame.attrs['root'] == str(tmp_path/where) and len(frame) == 1
 
 @pytest.mark.parametrize('files, ask, said', [
     (['art.zip'], 'art.zip', 'it is an archive: unpack it'),
@@ -107,7 +110,7 @@ def test_a_data_set_is_found_where_archives_put_it(tmp_path, where):
     (['baroque/a.jpg'], '.', r'expected train/<folders>')])
 def test_what_is_no_data_set_is_explained(tmp_path, files, ask, said):
     put(tmp_path, *files)
-    with pytest.raises((OSError, ValueError), match=said): data.find_root(tmp_path/ask)
+    with pytest.raises((OSError, ValueError), match=said): data.index(tmp_path/ask)
 
 @pytest.mark.parametrize('name', ['val', 'Validation', 'valid'])
 def test_a_validation_folder_is_explained(tmp_path, capsys, name):
@@ -204,7 +207,7 @@ def test_no_threads_are_needed(monkeypatch):
 
 ORPHANS = """
 import os, sys, time
-from artinsight.data import run_in_processes
+from artinsight.engine.workers import run_in_processes
 def nap(n):
     time.sleep(.2)
     return os.getpid()
@@ -217,8 +220,8 @@ def test_workers_end_with_their_parent(tmp_path):
         workers = {int(parent.stdout.readline()) for _ in range(4)}
         parent.kill()
     deadline = time.time() + 10
-    while any(map(data.is_running, workers)) and time.time() < deadline: time.sleep(.1)
-    assert workers and not any(map(data.is_running, workers))
+    while any(map(files.is_running, workers)) and time.time() < deadline: time.sleep(.1)
+    assert workers and not any(map(files.is_running, workers))
 
 SETPRIV = ['setpriv', '--reuid=54321', '--regid=54321', '--clear-groups',
            *(f'--{kind}=-all,+dac_override,+dac_read_search' for kind in ('inh-caps', 'bounding-set')),
@@ -291,7 +294,8 @@ def test_a_cache_that_is_a_file(monkeypatch, capsys, tmp_path):
 
 NAMES = ['Dürer.jpg', 'ソ.jpg', '\udcff.jpg', '😀.jpg']
 SPEAK = f"""
-from artinsight.data import console, sys
+import sys
+from artinsight.engine.console import console
 @console
 def speak(times: int = 1, fail: bool = False):
     'Odd names on both streams.'

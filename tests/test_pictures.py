@@ -9,7 +9,7 @@ import io, os, struct, zipfile, zlib
 import numpy as np, pytest
 from PIL import Image, features
 from PIL.TiffImagePlugin import AppendingTiffWriter
-from artinsight.loading import BadPicture, decode, open_picture, to_rgb
+from artinsight.engine.pictures import BadPicture, decode, open_picture, to_rgb
 
 SIDE = 64
 GREY = np.linspace(0, 1, SIDE)[None].repeat(SIDE, 0)  # 0 black, 1 white

@@ -1,23 +1,21 @@
 "`artinsight_predict` and `artinsight_explain` as a user meets them: good input, odd input, no input."
-import io
 import json
 import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from artinsight import app
-from artinsight.app import explain_files, load_run, read_some, soften
 from artinsight.data import CLASSES
-from artinsight.gradcam import GradCAM
-from artinsight.loading import normalise
-from artinsight.study import load_model
+from artinsight.gradcam import GradCAM, layers
+from artinsight.engine.augment import normalise
+from artinsight.engine.inference import soften
+from artinsight.resnet18 import load_model
+from artinsight.use import explain
+from artinsight.use.explain import explain_files
+from artinsight.use.predict import load_run, read_some
+from scripts import call
 
 
 @pytest.fixture(scope='module')
@@ -32,16 +30,11 @@ def run(folder): return load_run(folder)
 def pictures(sample): return sorted((sample/'test').glob('*/*.jpg'))
 
 
-def call(script, *words):
-    "A console script in this process, which saves its imports: its exit code and what it wrote."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with patch.object(sys, 'argv', [script, *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try: getattr(app, script)()
-        except SystemExit as end: code = end.code or 0
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def painting(width=90, height=60): return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)).resize((width * 3, height * 3))
+def painting(width=90, height=60):
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width * 3, height * 3))
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +55,8 @@ def odd(tmp_path_factory):
     exif[0x0112] = 6
     keep('turned.jpg', picture.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=97)
     keep('upright.jpg', picture, quality=97)
-    for name, content in {'text.jpg': b'hello', 'empty.jpg': b'', 'cut.jpg': (at/'upright.jpg').read_bytes()[:900]}.items():
+    contents = {'text.jpg': b'hello', 'empty.jpg': b'', 'cut.jpg': (at/'upright.jpg').read_bytes()[:900]}
+    for name, content in contents.items():
         (at/name).write_bytes(content)
         bad.append(at/name)
     Image.new('1', (20_000, 20_000)).save(at/'huge.png')
@@ -86,7 +80,8 @@ def test_predict_json_names_bad_files_and_does_the_rest(folder, odd):
     assert list(rows) == [str(path) for path in [*good, *bad]]
     for path in good:
         row = rows[str(path)]
-        assert row['class'] in CLASSES and 0 < row['probability'] <= 1 and abs(sum(row['styles'].values())) <= 1.001 and not row['problem']
+        assert row['class'] in CLASSES and 0 < row['probability'] <= 1 and not row['problem']
+        assert abs(sum(row['styles'].values())) <= 1.001
     for path in bad:
         assert rows[str(path)]['problem'] and 'class' not in rows[str(path)]
         assert sum(line.startswith(f'{path}: ') for line in done.stderr.splitlines()) == 1
@@ -116,9 +111,11 @@ def test_predict_refuses_what_is_no_run(tmp_path, folder, pictures):
 def test_folders_globs_and_order(run, sample, pictures):
     baroque = sorted((sample/'test'/'baroque').glob('*.jpg'))
     frame = run.predict([f'{sample}/test/bar*/*.jpg', sample/'test'/'realism', pictures[0]])
-    assert list(frame.path[:len(baroque)]) == [str(path) for path in baroque] and frame.path.iloc[-1] == str(pictures[0])
+    assert list(frame.path[:len(baroque)]) == [str(path) for path in baroque]
+    assert frame.path.iloc[-1] == str(pictures[0])
     alone = run.predict(pictures[0])
-    assert alone['class'][0] == frame['class'].iloc[-1] and abs(alone.probability[0] - frame.probability.iloc[-1]) < 1e-5
+    assert alone['class'][0] == frame['class'].iloc[-1]
+    assert abs(alone.probability[0] - frame.probability.iloc[-1]) < 1e-5
 
 
 def test_batches_do_not_change_answers(run, pictures):
@@ -129,7 +126,9 @@ def test_batches_do_not_change_answers(run, pictures):
 def let_through(model, layer, x):
     "Which units the ReLUs after `layer` let through: (pictures, units)."
     seen = []
-    hooks = [module.register_forward_hook(lambda module, inputs, output: seen.append((output > 0).flatten(1))) for module in model.modules() if isinstance(module, torch.nn.ReLU)]
+    def keep(module, inputs, output): seen.append((output > 0).flatten(1))
+    relus = [module for module in model.modules() if isinstance(module, torch.nn.ReLU)]
+    hooks = [module.register_forward_hook(keep) for module in relus]
     hooks.append(model.get_submodule(layer).register_forward_hook(lambda *_: seen.clear()))
     with torch.no_grad(): model(x)
     for hook in hooks: hook.remove()
@@ -145,11 +144,15 @@ def test_the_leaner_model_answers_and_looks_as_the_trained_one(runs, pictures, n
     assert np.abs(run.probs(pixels) - probs).max() < 1e-5
     layer = GradCAM(trained).at((run.size, run.size))
     maps, leaner = (GradCAM(model)(normalise(pixels)) for model in (trained, run.model))
-    # A unit whose sum is zero but for rounding may be let through by one model alone: its picture's gradient is then another, rightly.
+    # A unit whose sum is zero but for rounding may be let through by one model alone: its picture's gradient is then
+    # another, rightly.
     same = (let_through(trained, layer, normalise(pixels)) == let_through(run.model, layer, normalise(pixels))).all(1)
     assert same.float().mean() >= .9
     assert (maps - leaner)[same].abs().max() < 1e-5
-    if name != 'simple_cnn': assert not [layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    sizes = ['layer', 'layout', 'channels', 'height', 'width']
+    assert layers(run.model, run.size)[sizes].equals(layers(trained, run.size)[sizes])
+    if name != 'simple_cnn':
+        assert not [layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
 
 
 def test_pil_arrays_and_files_agree(run, pictures):
@@ -203,23 +206,30 @@ def test_explanations_of_odd_files_are_those_of_the_picture_itself(run, odd, tmp
     explain_files(run, list(files.values()), tmp_path/'out', target='origin')
     told = {name: json.loads((tmp_path/'out'/f'{path.stem}.json').read_text()) for name, path in files.items()}
     near = lambda a, b, field: np.abs(np.array(told[a][field]) - np.array(told[b][field])).max()
-    for one, other in [('turned.jpg', 'upright.jpg'), ('alpha.png', 'plain.png'), ('film.gif', 'plain.png'), ('cmyk.jpg', 'plain.png')]:
+    alike = [('turned.jpg', 'upright.jpg'), ('alpha.png', 'plain.png'), ('film.gif', 'plain.png'),
+             ('cmyk.jpg', 'plain.png')]
+    for one, other in alike:
         assert abs(told[one]['origin']['AI'] - told[other]['origin']['AI']) < .1, (one, other)
         assert near(one, other, 'map') < .5, (one, other)
     assert told['alpha.png']['map'] == told['plain.png']['map'] and near('turned.jpg', 'upright.jpg', 'map') < .1
-    drawn = {name: np.asarray(Image.open(tmp_path/'out'/f'{path.stem}.png')).astype(int)[60:300, 20:260] for name, path in files.items()}
-    for one, other, most in [('turned.jpg', 'upright.jpg', 12), ('film.gif', 'plain.png', 25), ('cmyk.jpg', 'plain.png', 12)]:
+    drawn = {name: np.asarray(Image.open(tmp_path/'out'/f'{path.stem}.png')).astype(int)[60:300, 20:260]
+             for name, path in files.items()}
+    most_apart = [('turned.jpg', 'upright.jpg', 12), ('film.gif', 'plain.png', 25), ('cmyk.jpg', 'plain.png', 12)]
+    for one, other, most in most_apart:
         assert np.abs(drawn[one] - drawn[other]).mean() < most, (one, other)
-    assert np.ptp(drawn['deep.png'], axis=2).max() == 0 and drawn['deep.png'].std() > 10, 'grey, and neither black nor white'
+    assert np.ptp(drawn['deep.png'], axis=2).max() == 0, 'grey'
+    assert drawn['deep.png'].std() > 10, 'and neither black nor white'
 
 
 def test_two_thousand_files_with_bad_ones_among_them(run, pictures, tmp_path, monkeypatch):
     "Everything but the painting, which takes most of the time"
-    monkeypatch.setattr(app, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
+    monkeypatch.setattr(explain, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
     (tmp_path/'text.jpg').write_text('hello')
-    many = [tmp_path/'text.jpg' if i % 500 == 250 else tmp_path/f'missing{i}.jpg' if i % 500 == 0 else pictures[i % len(pictures)] for i in range(2000)]
+    many = [pictures[i % len(pictures)] for i in range(2000)]
+    for i in range(0, 2000, 500): many[i], many[i + 250] = tmp_path/f'missing{i}.jpg', tmp_path/'text.jpg'
     frame = explain_files(run, many, tmp_path/'out')
-    assert frame.path.tolist() == list(map(str, many)) and ((frame.problem != '') == [i % 250 == 0 for i in range(2000)]).all()
+    assert frame.path.tolist() == list(map(str, many))
+    assert ((frame.problem != '') == [i % 250 == 0 for i in range(2000)]).all()
     assert frame.name[frame.problem == ''].is_unique and len(list((tmp_path/'out').iterdir())) == 2 * (2000 - 8)
 
 

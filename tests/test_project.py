@@ -1,5 +1,4 @@
 """The project as a whole: metadata, notebooks' form, what is committed, set-up."""
-import ast
 import importlib
 import importlib.util
 import os
@@ -16,7 +15,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
+COLAB = 'https://colab.research.google.com/github/artinsight/artinsight/blob/main/nbs'
 INSTALL = """#| hide
 # On Colab only: install artinsight, leaving Colab's own torch alone.
 import importlib.util, os
@@ -31,70 +32,106 @@ def settings():
     return config['DEFAULT']
 
 
-def tracked(): return subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+def name(path): return path.relative_to(NBS).as_posix()
+
+
+def tracked():
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
+
+
+@pytest.fixture(scope='module')
+def builder():
+    "tools/pages.py as a module of its own."
+    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize('script', settings()['console_scripts'].split())
 def test_console_scripts_exist_and_explain_themselves(script):
-    name, _, place = script.partition('=')
-    module, _, function = place.partition(':')
+    command, _, target = script.partition('=')
+    module, _, function = target.partition(':')
     assert callable(getattr(importlib.import_module(module), function))
-    done = subprocess.run([name, '--help'], capture_output=True, text=True)
+    done = subprocess.run([command, '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'usage' in done.stdout.lower() and 'Warning' not in done.stderr
 
 
-def test_each_number_is_given_once():
-    numbers = [path.name[:2] for path in NOTEBOOKS if path.stem != 'index']
-    assert all(number.isdigit() for number in numbers) and len(set(numbers)) == len(numbers)
-
-
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_notebook_form(path):
     notebook = nbformat.read(path, as_version=4)
     first, second = notebook.cells[:2]
     assert re.match(r'# .+\n\n> .+', first.source), 'the title and a summary'
     if path.stem != 'index':
-        href = f'https://colab.research.google.com/github/artinsight/artinsight/blob/main/nbs/{path.name}'
+        assert re.match(r'\d\d_[a-z0-9_]+\.ipynb$', path.name)
+        link = {'text': 'Run on Colab', 'icon': 'play-circle', 'href': f'{COLAB}/{name(path)}'}
         links = yaml.safe_load(first.source.splitlines()[-1])[0]['code-links']
-        assert links == [{'text': 'Run on Colab', 'icon': 'play-circle', 'href': href}], 'a link to Colab in the page that nbdev makes'
+        assert links == [link], 'a link to Colab in the page that nbdev makes'
     assert second.source == INSTALL, 'the hidden install for Colab'
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
     words = [cell for cell in notebook.cells if cell.cell_type == 'markdown']
     assert len(words) * 3 >= len(code), 'at least one text cell for three code cells'
-    limits = {True: 24, False: 20}  # lines; exported functions have one argument a line
-    assert [cell.source[:60] for cell in code if len(cell.source.splitlines()) > limits['#| export' in cell.source]] == [], 'short cells'
     for cell in code: assert not [output for output in cell.outputs if output.output_type == 'error']
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert path.stat().st_size < 500_000
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_outputs_hold_nothing_of_the_machine(path):
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get('outputs', []):
-            words = ' '.join([output.get('text', ''), *(str(value) for kind, value in output.get('data', {}).items() if kind.startswith('text/'))])
+            texts = [str(value) for kind, value in output.get('data', {}).items() if kind.startswith('text/')]
+            words = ' '.join([output.get('text', ''), *texts])
             assert not re.search(r'/(?:root|home|work)/|/Users/', words), (cell.source[:80], words[:200])
 
 
-def test_modules_import_only_earlier_ones():
-    order = {path.stem[3:]: path.stem[:2] for path in NOTEBOOKS if path.stem[:2].isdigit()}
-    for module in (ROOT/'artinsight').glob('[a-z]*.py'):
-        for node in ast.walk(ast.parse(module.read_text())):
-            others = []
-            if isinstance(node, ast.ImportFrom) and node.level: others = [node.module] if node.module else [name.name for name in node.names]
-            if isinstance(node, ast.Import): others = [name.name[11:] for name in node.names if name.name.startswith('artinsight.')]
-            for other in others: assert order[other] < order[module.stem], f'{module.stem} imports {other}'
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+def test_links_between_notebooks_lead_somewhere(path):
+    "In prose, from where the notebook stands: `engine/07_store.ipynb`, `../00_data.ipynb`."
+    prose = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'markdown']
+    targets = re.findall(r'\]\(([^():#\s]+\.ipynb)', '\n'.join(prose))
+    assert [target for target in targets if not (path.parent/target).is_file()] == []
+
+
+PROMISED = """
+import sys
+from artinsight.all import *
+print(len(CLASSES), len(STYLES), *EXPERIMENTS, *(made.__name__ for made in (index, GradCAM, load_run)))
+print(*sorted({'gradio', 'onnx', 'onnxruntime', 'onnxscript', 'kagglehub', 'accelerate', 'timm'} & sys.modules.keys()))
+"""
+
+
+def test_all_brings_what_scripts_may_rely_on_and_needs_no_extra():
+    done = subprocess.run([sys.executable, '-c', PROMISED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names, extras = done.stdout.splitlines()
+    experiments = 'simple_cnn resnet18_base resnet18_aggressive resnet18_augmented resnet18_best'
+    assert names == f'20 10 {experiments} index GradCAM load_run' and extras == ''
+
+
+def test_all_gathers_every_module_and_no_name_twice():
+    "A name that two modules export would be whichever comes last."
+    import artinsight.all
+    owners = {}
+    for module in sorted((ROOT/'artinsight').rglob('[a-z]*.py')):
+        if module.stem == 'all': continue
+        dotted = '.'.join(module.relative_to(ROOT).with_suffix('').parts)
+        for public in importlib.import_module(dotted).__all__: owners.setdefault(public, []).append(dotted)
+    assert owners.keys() - vars(artinsight.all).keys() == set()
+    assert {public: modules for public, modules in owners.items() if len(modules) > 1} == {}
 
 
 def test_nothing_generated_is_committed():
-    generated = re.compile(r'^(_docs|_proc|_executed|_site|runs|data|\.venv)/|\.egg-info/|__pycache__|\.(safetensors|npz|pth|pkl|onnx)$')
-    assert [name for name in tracked() if generated.search(name)] == []
+    generated = re.compile(r'^(_docs|_proc|_executed|_site|runs|data|\.venv)/|\.egg-info/|__pycache__'
+                           r'|\.(safetensors|npz|pth|pkl|onnx)$')
+    assert [file for file in tracked() if generated.search(file)] == []
 
 
 def test_site_lists_every_notebook_once():
-    found = re.findall(r'- (\w+\.ipynb)', (ROOT/'_quarto.yml').read_text())
-    assert sorted(found) == sorted(path.name for path in NOTEBOOKS)
-    assert (ROOT/'nbs/_quarto.yml').resolve() == ROOT/'_quarto.yml'
+    listed = re.findall(r'- ([\w/]+\.ipynb)', (ROOT/'_quarto.yml').read_text())
+    assert sorted(listed) == sorted(map(name, NOTEBOOKS))
+    assert (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
 
 
 def test_readme_lists_every_notebook_with_its_title_and_badge():
@@ -103,43 +140,43 @@ def test_readme_lists_every_notebook_with_its_title_and_badge():
     for path in NOTEBOOKS:
         if path.stem == 'index': continue
         title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix('# ')
-        assert f'| [{title}](nbs/{path.name}) |' in words
-        assert f'https://colab.research.google.com/github/artinsight/artinsight/blob/main/nbs/{path.name}' in words
+        assert f'| [{title}](nbs/{name(path)}) |' in words
+        assert f'{COLAB}/{name(path)}' in words
 
 
-def test_index_says_today_what_was_committed(tmp_path):
+def test_index_says_today_what_was_committed(builder, tmp_path):
     "Its results table is made from the records and references that are here now."
-    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
     assert builder.execute(ROOT/'nbs/index.ipynb', tmp_path/'index.ipynb', None) is None
     assert builder.readme(builder.read(tmp_path/'index.ipynb')) == (ROOT/'README.md').read_text(encoding='utf-8')
 
 
 def test_workflows_run_what_the_readme_names():
-    test, deploy = (yaml.safe_load((ROOT/f'.github/workflows/{name}.yml').read_text()) for name in ('test', 'deploy'))
-    steps = [step.get('run') for step in test['jobs']['test']['steps']]
-    assert {'make setup', 'make check', 'make notebooks', 'make pytest'} <= set(steps), 'each part of make test tells its own result'
+    test, deploy = (yaml.safe_load((ROOT/f'.github/workflows/{file}.yml').read_text()) for file in ('test', 'deploy'))
+    commands = [step.get('run') for step in test['jobs']['test']['steps']]
+    assert {'make check', 'make notebooks', 'make pytest'} <= set(commands), 'the parts of `make test`'
     assert 'make test' in (ROOT/'.ci/run').read_text() and 'nbdev_test' in (ROOT/'Makefile').read_text()
-    assert (ROOT/'_quarto.yml').read_text().count(settings()['user']) and settings()['readme_nb'] not in [path.name for path in NOTEBOOKS], 'nbdev_docs leaves README.md alone'
+    assert (ROOT/'_quarto.yml').read_text().count(settings()['user'])
+    assert not (NBS/settings()['readme_nb']).exists(), 'nbdev_docs leaves README.md alone'
     assert any('nbdev_docs' in str(step) for step in deploy['jobs']['site']['steps'])
 
 
 def test_the_package_has_no_fault_that_ruff_knows():
-    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', 'artinsight'], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--ignore', 'E501', 'artinsight']  # see test_house
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.fixture
 def machine(tmp_path):
-    "A machine with sh and a few tools; `python(name, version)` installs a Python that only tells its version and makes venvs."
+    "A machine with sh and a few tools; `python(called, fits)` is a Python that only has a version and makes venvs."
     tools, home = tmp_path/'bin', tmp_path/'project'
     (home/'.ci').mkdir(parents=True)
     tools.mkdir()
-    for name in ('sh', 'cat', 'cmp', 'rm', 'mv', 'touch', 'dirname', 'mkdir', 'cp', 'chmod'): (tools/name).symlink_to(shutil.which(name))
-    for name in ('settings.ini', 'setup.py', '.ci/setup'): shutil.copy(ROOT/name, home/name)
-    def python(name, fits, installs=True):
-        file = tools/name
+    for tool in ('sh', 'cat', 'cmp', 'rm', 'mv', 'touch', 'dirname', 'mkdir', 'cp', 'chmod'):
+        (tools/tool).symlink_to(shutil.which(tool))
+    for needed in ('settings.ini', 'setup.py', '.ci/setup'): shutil.copy(ROOT/needed, home/needed)
+    def python(called, fits, installs=True):
+        file = tools/called
         file.write_text(f'''#!{shutil.which("sh")}
 case "$*" in
   *version_info*) exit {0 if fits else 1} ;;
@@ -150,7 +187,8 @@ case "$*" in
 esac
 ''')
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    def run(): return subprocess.run(['sh', '.ci/setup'], cwd=home, env={'PATH': str(tools)}, capture_output=True, text=True)
+    def run():
+        return subprocess.run(['sh', '.ci/setup'], cwd=home, env={'PATH': str(tools)}, capture_output=True, text=True)
     return home, python, run
 
 
@@ -189,11 +227,12 @@ def test_setup_is_done_again_after_an_interruption_or_a_failure(machine):
 
 @pytest.fixture
 def make(tmp_path):
-    "A project below a path with a space and a dollar sign, whose Python writes down what it is called with, and fails where told to."
+    """A project below a path with a space and a dollar sign, whose Python writes down what it is called with,
+    and fails where it is bidden to."""
     home = tmp_path/'a b'/'c$d'
     (home/'.venv/bin').mkdir(parents=True)
     shutil.copy(ROOT/'Makefile', home)
-    for name in ('settings.ini', 'setup.py'): (home/name).touch()
+    for needed in ('settings.ini', 'setup.py'): (home/needed).touch()
     python = home/'.venv/bin/python'
     python.write_text('''#!/bin/sh
 echo "$ARTINSIGHT_RUNS|$*" >> calls.log
@@ -205,7 +244,8 @@ exit $status
     (home/'.venv/.setup-stamp').touch()
     def run(*words, fails='nothing'):
         (home/'calls.log').unlink(missing_ok=True)
-        done = subprocess.run(['make', '-s', *words], cwd=home, env={'PATH': os.environ['PATH'], 'FAILS': fails}, capture_output=True, text=True)
+        env = {'PATH': os.environ['PATH'], 'FAILS': fails}
+        done = subprocess.run(['make', '-s', *words], cwd=home, env=env, capture_output=True, text=True)
         return done, [line.split('|', 1) for line in (home/'calls.log').read_text().splitlines()]
     return home, run
 
@@ -216,7 +256,8 @@ def test_make_test_runs_all_parts_whichever_fails(make, fails):
     home, run = make
     done, calls = run('test')
     assert done.returncode == 0, done.stderr
-    assert [name for _, call in calls for name in ('pages.py check', 'nbdev_test', 'pytest') if name in call] == ['pages.py check', 'nbdev_test', 'pytest']
+    wanted = ['pages.py check', 'nbdev_test', 'pytest']
+    assert [part for _, call in calls for part in wanted if part in call] == wanted
     done, calls = run('test', fails=fails)
     assert done.returncode != 0 and len(calls) == 3
     assert done.stdout.splitlines()[-1] == '12 passed in 1.00s'
@@ -224,7 +265,10 @@ def test_make_test_runs_all_parts_whichever_fails(make, fails):
 
 def test_make_works_below_a_path_with_a_space_and_a_dollar_sign(make):
     home, run = make
-    for target, called in {'check': 'tools/pages.py check', 'notebooks': 'nbdev_test', 'pytest': '-m pytest', 'report': 'tools/pages.py report', 'docs': 'tools/pages.py docs'}.items():
+    targets = {'check': 'tools/pages.py check', 'notebooks': 'nbdev_test', 'pytest': '-m pytest',
+               'report': 'tools/pages.py report', 'docs': 'tools/pages.py docs',
+               'colab': 'tools/colab.py', 'versions': 'tools/versions.py'}
+    for target, called in targets.items():
         done, calls = run(target)
         assert done.returncode == 0 and len(calls) == 1 and called in calls[0][1], (target, done.stderr)
     _, calls = run('notebooks')
@@ -244,9 +288,9 @@ def test_a_browser_is_found_under_each_of_its_names(tmp_path, monkeypatch):
     from conftest import BROWSERS, chromium
     driver = SimpleNamespace(chromium=SimpleNamespace(executable_path=str(tmp_path/'playwright-chrome')))
     monkeypatch.setenv('PATH', str(tmp_path))
-    for name in (*BROWSERS, 'playwright-chrome'):
-        program = tmp_path/name
+    for browser in (*BROWSERS, 'playwright-chrome'):
+        program = tmp_path/browser
         program.touch(0o755)
-        if name in BROWSERS: assert chromium(driver) == str(program)
+        if browser in BROWSERS: assert chromium(driver) == str(program)
         else: assert chromium(driver) is not None
         program.unlink()

@@ -1,6 +1,6 @@
-"""All 185,015 names of AI-ArtBench as empty files: index, choice and split give the study's figures, the same each time, quickly."""
-import hashlib, os, subprocess, sys, time
-from pathlib import Path
+"""All 185,015 names of AI-ArtBench as empty files: index, choice and split give the study's figures, the same each
+time, quickly."""
+import os, subprocess, sys, time
 
 import pytest
 from artinsight import data
@@ -54,7 +54,8 @@ def test_grouped_split_keeps_groups_whole(chosen):
     assert not set(train.group) & set(valid.group)
     assert len(train) + len(valid) == 100_000 and not set(train.path) & set(valid.path)
     for rows, size in ((train, 4500), (valid, 500)):
-        for name, n in rows.groupby('class').size().items(): assert abs(n - size) <= size/100, f'{name}: {n} pictures, not {size}'
+        for name, n in rows.groupby('class').size().items():
+            assert abs(n - size) <= size/100, f'{name}: {n} pictures, not {size}'
 
 def test_random_split_would_leak(chosen):
     "What the grouped split prevents: at random most generated validation pictures have a sibling in training."
@@ -70,7 +71,8 @@ def test_other_seed_other_pictures(frame, chosen):
 def test_order_of_the_files_does_not_matter(frame, chosen):
     shuffled = frame.sample(frac=1, random_state=3)
     assert sorted(data.choose(shuffled).path) == sorted(chosen.path)
-    assert sorted(data.split_validation(chosen.sample(frac=1, random_state=4))[1].path) == sorted(data.split_validation(chosen)[1].path)
+    assert sorted(data.split_validation(chosen.sample(frac=1,
+        random_state=4))[1].path) == sorted(data.split_validation(chosen)[1].path)
 
 PRINT = """
 import sys, hashlib
@@ -86,7 +88,8 @@ def test_same_in_every_process(tmp_path):
     for hash_seed, order in (('1', paths), ('2', paths[::-1])):
         folder = replica.empty_files(tmp_path/hash_seed, order)
         env = {**os.environ, 'PYTHONHASHSEED': hash_seed}
-        printed.append(subprocess.run([sys.executable, '-c', PRINT, str(folder)], env=env, capture_output=True, text=True, check=True).stdout)
+        printed.append(subprocess.run([sys.executable, '-c', PRINT, str(folder)], env=env, capture_output=True,
+                                      text=True, check=True).stdout)
     assert printed[0] == printed[1] != ''
 
 def test_index_within_ten_seconds(whole): assert best_of(1, lambda: data.index(whole)) < 10

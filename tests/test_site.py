@@ -35,15 +35,16 @@ class Page(HTMLParser):
         if tag == self.label: self.label = None
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.ids.add(found.get('id'))
-        if tag == 'a': self.links.append(found.get('href', ''))
+        given = dict(attributes)
+        self.ids.add(given.get('id'))
+        if tag == 'a': self.links.append(given.get('href', ''))
         if tag == 'img':
             self.images += 1
-            assert found.get('alt') or ('alt' in found and self.label), 'a picture without words for those who cannot see it'
-        if found.get('role') == 'img' and found.get('aria-label'): self.label = tag  # its words stand for the pictures in it
-        self.resources += [found[name] for name in ('src', 'srcset', 'poster', 'data') if found.get(name)]
-        if tag == 'link': self.resources.append(found.get('href', ''))
+            assert given.get('alt') or ('alt' in given and self.label), 'no words for those who cannot see the picture'
+        # An aria-label stands for the pictures in it.
+        if given.get('role') == 'img' and given.get('aria-label'): self.label = tag
+        self.resources += [given[name] for name in ('src', 'srcset', 'poster', 'data') if given.get(name)]
+        if tag == 'link': self.resources.append(given.get('href', ''))
 
     def handle_data(self, data): self.words.append(data)
 
@@ -66,7 +67,12 @@ def site(builder, processed, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def pages(site): return {path.name: Page(path) for path in site.glob('*.html')}
+def pages(site): return {path.relative_to(site).as_posix(): Page(path) for path in site.rglob('*.html')}
+
+
+def target(name, link):
+    "Where a link or a resource on a page leads: a path from the site's root."
+    return os.path.normpath(os.path.join(os.path.dirname(name), link)) if link else name
 
 
 def test_nbdev_makes_sound_pages_of_all_notebooks(builder, processed):
@@ -74,9 +80,21 @@ def test_nbdev_makes_sound_pages_of_all_notebooks(builder, processed):
 
 
 def test_every_notebook_has_a_page_that_links_to_all_others(builder, pages):
-    names = {builder.page_name(path) for path in (ROOT/'nbs').glob('*.ipynb')}
-    assert set(pages) == names
-    for page in pages.values(): assert names <= set(page.links)
+    names = {builder.page_name(name) for name in builder.notebooks(ROOT/'nbs')}
+    assert set(pages) == names and {'index.html', 'engine/store.html'} <= names
+    for name, page in pages.items(): assert names <= {target(name, link) for link in page.links}, name
+
+
+def test_pages_are_where_nbdev_puts_them(builder, processed, pages):
+    """Its links to functions lead there; each page has a name of its own, by which links.lua knows whether it is on the
+    function's page."""
+    from artinsight._modidx import d
+    addresses = {where.partition('#')[0] for module in d['syms'].values() for where, _ in module.values()}
+    assert {'data.html', 'engine/store.html'} <= addresses and addresses <= pages.keys()
+    for name in builder.notebooks(processed):
+        front = builder.read(processed/name).cells[0].source
+        assert re.search(r'^output-file: (.+)$', front, re.M)[1] == os.path.basename(builder.page_name(name))
+    assert len({os.path.basename(name) for name in pages}) == len(pages)
 
 
 def test_internal_links_lead_somewhere(pages):
@@ -84,8 +102,8 @@ def test_internal_links_lead_somewhere(pages):
     for name, page in pages.items():
         for link in page.links:
             if re.match(r'[a-z]+:', link): continue
-            target, _, anchor = link.partition('#')
-            other = pages.get(target or name)
+            file, _, anchor = link.partition('#')
+            other = pages.get(target(name, file))
             if other is None or (anchor and anchor not in other.ids): dead.append(f'{name}: {link}')
     assert not dead
 
@@ -93,6 +111,9 @@ def test_internal_links_lead_somewhere(pages):
 def test_nothing_is_fetched_from_elsewhere(site, pages):
     for name, page in pages.items():
         assert [source[:60] for source in page.resources if re.match(r'(https?:)?//', source)] == [], name
+        files = [source for source in page.resources if not source.startswith('data:')]
+        assert {'favicon.svg', 'styles.css', 'page.css'} <= {target(name, source) for source in files}
+        assert [source for source in files if not (site/target(name, source)).is_file()] == [], name
         assert '<script' not in (site/name).read_text(), name
         assert (site/'favicon.svg').exists() and (site/'card.png').stat().st_size < 10_000
     for sheet in site.glob('*.css'): assert not re.search(r'@import|url\(\s*["\']?(https?:)?//', sheet.read_text())
@@ -114,110 +135,184 @@ def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
     assert len(of_models) == 5
     for section in of_models:
         assert section.count('<img') == 2, 'a confusion matrix, and right and wrong pictures'
-        right, wrong = map(int, re.search(r'Heat maps of layer <code>.*?</code>: pictures classified rightly: (\d+), wrongly: (\d+)', section).groups())
+        counts = r'Heat maps of layer <code>.*?</code>: pictures classified rightly: (\d+), wrongly: (\d+)'
+        right, wrong = map(int, re.search(counts, section).groups())
         assert right and wrong
-        assert 'data: ' in section and 'init: ' in section and 'quick: ' in section
+        assert 'data: ' in section and 'weights: ' in section and 'quick: ' in section
     together, believed, _ = together.split('<h2')  # the last begins the conclusions
     assert together.count('<img') == 1 and 'The same pictures' in together
-    for model in MODELS: assert re.search(rf'<code>{model}</code>, maps of .*?: <strong>.+</strong>', believed), model
+    for model in MODELS:
+        assert re.search(rf'<code>{model}</code>, maps of .*?: <strong>.+</strong>', believed), model
     assert 'can’t be trusted with' in report.text, 'with the typographic quotes of Quarto and pandoc'
 
 
 def test_what_a_model_cannot_be_trusted_with_has_a_page(site, pages):
-    assert 'trust.html' in pages['report.html'].links
-    page, body = pages['trust.html'], (site/'trust.html').read_text()
+    assert 'trust/limits.html' in pages['report.html'].links
+    page, body = pages['trust/limits.html'], (site/'trust/limits.html').read_text()
     assert 'What this page stands on' in page.text and 'Do not trust' in page.text
-    parts = {found.group(1): found.group(0) for found in re.finditer(r'<h2 id="([^"]+)".*?(?=<h2|<nav class="turn")', body, re.S)}
+    sections = re.finditer(r'<h2 id="([^"]+)".*?(?=<h2|<nav class="turn")', body, re.S)
+    parts = {section[1]: section[0] for section in sections}
     assert parts['what-can-be-told-without-looking-at-the-art'].count('<img') == 3  # origin, generator, style
-    assert '<img' in (changes := parts['what-other-ways-of-saving-and-damage-do-to-it']) and 'one resize, one JPEG pass' in changes and 'JPEG 20' in changes
+    changes = parts['what-other-ways-of-saving-and-damage-do-to-it']
+    for words in ('<img', 'one resize, one JPEG pass', 'JPEG 20'): assert words in changes
     assert 'stand across training and test' in parts['copies']
     assert 'have a sibling in training' in parts['relatives'] and 'by artists in training' in parts['relatives']
     assert 'generators-that-it-has-not-seen' in parts and 'beyond-what-can-be-measured-here' in parts
 
 
 def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path):
-    "A processed notebook with one cell of each kind, as nbdev 2.4 leaves them."
-    front = '---\ncode-links:\n- href: https://colab.research.google.com/it\n  text: Run on Colab\ndescription: A summary\noutput-file: data.html\ntitle: Title of `it`\n\n---\n\n'
+    "A processed notebook with one cell of each kind, as nbdev 2.4 leaves them, and another in a folder below."
+    front = ('---\ncode-links:\n- href: https://colab.research.google.com/it\n  text: Run on Colab\n'
+             'description: A summary\noutput-file: data.html\ntitle: Title of `it`\n\n---\n\n')
     address = 'https://artinsight.github.io/artinsight'
     spoken = new_output('stream', name='stdout', text='spoken aloud')
-    signature = f'---\n\n### parts\n\n```python\ndef parts(\n    x:int, # how many\n):\n```\n\n*See [`parts`]({address}/data.html#parts) and [`realism`]({address}/sample.html#realism).*'
+    signature = ('---\n\n### parts\n\n```python\ndef parts(\n    x:int, # how many\n):\n```\n\n'
+                 f'*See [`parts`]({address}/data.html#parts) and [`realism`]({address}/sample.html#realism).*')
+    table = {'text/html': '<style scoped>tr {}</style><table><tr><td>cell</td></tr></table>'}
+    shown_doc = new_output('execute_result', {'text/markdown': signature, 'text/plain': 'unseen'})
+    picture = new_output('display_data', {'image/png': 'aGk=', 'text/plain': 'unseen'})
     notebook = new_notebook(cells=[
         new_raw_cell(front),
-        new_markdown_cell('## A heading, *here*\n\nSee [it](00_data.ipynb#a-heading-here) and ![badge](https://example.org/badge.svg).'),
-        new_code_cell('#| echo: false\nunseen = 3', outputs=[new_output('display_data', {'text/html': '<style scoped>tr {}</style><table><tr><td>cell</td></tr></table>'})]),
+        new_markdown_cell('## A heading, *here*\n\nSee [it](00_data.ipynb#a-heading-here), '
+                          '[below](engine/07_store.ipynb) and ![badge](https://example.org/badge.svg).'),
+        new_code_cell('#| echo: false\nunseen = 3', outputs=[new_output('display_data', table)]),
         new_code_cell('#| include: false\nsecret = 1', outputs=[spoken]),
         new_code_cell('#| output: false\nseen = 4', outputs=[new_output('stream', name='stdout', text='kept quiet')]),
-        new_code_cell('#| echo: false\n#| output: asis\nshow_doc(parts)', outputs=[new_output('execute_result', {'text/markdown': signature, 'text/plain': 'unseen'})]),
-        new_code_cell('#| fig-alt: "A red dot"\nplot()', outputs=[spoken, new_output('display_data', {'image/png': 'aGk=', 'text/plain': 'unseen'})]),
+        new_code_cell('#| echo: false\n#| output: asis\nshow_doc(parts)', outputs=[shown_doc]),
+        new_code_cell('#| fig-alt: "A red dot"\nplot()', outputs=[spoken, picture]),
         new_code_cell('warn()', outputs=[new_output('stream', name='stderr', text='noise of progress')])])
     nbformat.write(notebook, tmp_path/'00_data.ipynb')
+    (tmp_path/'engine').mkdir()
+    below = f'[up](../00_data.ipynb#a-heading-here), [beside](08_precision.ipynb), [`parts`]({address}/data.html#parts)'
+    cells = [new_raw_cell(front.replace('data.html', 'store.html')), new_markdown_cell(below)]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'engine/07_store.ipynb')
     builder.build(tmp_path, tmp_path/'out')
     page, body = Page(tmp_path/'out/data.html'), (tmp_path/'out/data.html').read_text()
-    for word in ('secret', 'unseen', 'kept quiet', 'noise of progress', '#|', 'example.org', '<style'): assert word not in body, word
-    for word in ('spoken aloud', 'cell', 'seen', 'def parts', 'badge', 'A summary', 'Run on Colab'): assert word in page.text, word
+    for word in ('secret', 'unseen', 'kept quiet', 'noise of progress', '#|', 'example.org', '<style'):
+        assert word not in body, word
+    for word in ('spoken aloud', 'cell', 'seen', 'def parts', 'badge', 'A summary', 'Run on Colab'):
+        assert word in page.text, word
     assert body.count('spoken aloud') == 1 and body.count('alt="A red dot"') == 1
     assert 'data.html#a-heading-here' in page.links and {'a-heading-here', 'parts'} <= page.ids
-    assert 'data.html#parts' in page.links and 'sample.html#realism' not in page.links, 'a word links to its own page only'
-    assert len(re.findall(r'<details class="code">\s*<summary>\s*Code\s*</summary>', body)) == 3, 'each piece of code is folded'
+    assert 'data.html#parts' in page.links
+    assert 'sample.html#realism' not in page.links, 'a word links to its own page only'
+    assert 'engine/store.html' in page.links
+    links = Page(tmp_path/'out/engine/store.html').links
+    assert {'../data.html#a-heading-here', 'precision.html', '../data.html', '../index.html'} <= set(links)
+    assert '../data.html#parts' not in links
+    folds = re.findall(r'<details class="code">\s*<summary>\s*Code\s*</summary>', body)
+    assert len(folds) == 3, 'each piece of code is folded'
 
 
 def test_readme_is_what_a_reader_of_the_index_sees(builder):
+    table = {'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'Markdown'}
     notebook = new_notebook(cells=[
-        new_markdown_cell('# It\n\n[page](12_report.ipynb)'), new_code_cell('#| hide\nsecret = 1'),
-        new_code_cell('#| echo: false\nunseen = 1', outputs=[new_output('execute_result', {'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'Markdown'})]),
+        new_markdown_cell('# It\n\n[page](10_report.ipynb), [below](engine/07_store.ipynb)'),
+        new_code_cell('#| hide\nsecret = 1'),
+        new_code_cell('#| echo: false\nunseen = 1', outputs=[new_output('execute_result', table)]),
         new_code_cell('1 + 1', outputs=[new_output('stream', name='stdout', text='2')])])
     words = builder.readme(notebook)
-    assert '[page](nbs/12_report.ipynb)' in words and '| a |\n|---|\n| 1 |' in words and '```python\n1 + 1\n```\n\n```\n2\n```' in words
+    assert '[page](nbs/10_report.ipynb), [below](nbs/engine/07_store.ipynb)' in words
+    assert '| a |\n|---|\n| 1 |' in words and '```python\n1 + 1\n```\n\n```\n2\n```' in words
     assert 'secret' not in words and 'unseen' not in words
 
 
 def project(folder, cells):
     "A project of a few small notebooks: name -> source of its code cells."
     for name in ('nbs', 'artinsight', 'results'): (folder/name).mkdir(parents=True)
-    for name in ('settings.ini', 'setup.py', '_quarto.yml', '.gitignore', 'nbs/styles.css', 'nbs/links.lua'): shutil.copy(ROOT/name, folder/name)
+    for name in ('settings.ini', 'setup.py', '_quarto.yml', '.gitignore', 'nbs/styles.css', 'nbs/links.lua'):
+        shutil.copy(ROOT/name, folder/name)
     (folder/'README.md').touch()
     for name, sources in cells.items():
         cells = [new_code_cell(source) for source in ([sources] if isinstance(sources, str) else sources)]
-        nbformat.write(new_notebook(cells=[new_markdown_cell('# It'), *cells]), folder/'nbs'/name)
+        first = '# It\n\n> A page\n\n- code-links: [{text: Run on Colab, href: "https://colab.example.org/it"}]'
+        (folder/'nbs'/name).parent.mkdir(exist_ok=True)
+        nbformat.write(new_notebook(cells=[new_markdown_cell(first), *cells]), folder/'nbs'/name)
 
 
+BAD = 'engine/00_bad.ipynb, cell'
+GOOD = ['#| default_exp engine.good', '#| export\ndef good(): return 1']
 FAULTS = {
-    'an import beside a test': (['#| default_exp good', '#| export\ndef good(): return 1', 'import json\ntest_eq(json.loads("1"), 1)'], '00_bad.ipynb, cell'),
-    'an import within a function': (['#| default_exp good', '#| export\ndef good(): return 1', 'def later():\n    import json'], '00_bad.ipynb, cell'),
-    'an import before a loop': (['#| default_exp good', '#| export\ndef good(): return 1', 'import json\nfor name in names: json.loads(name)'], '00_bad.ipynb, cell'),
-    'a table as a default': (['#| default_exp good', '#| export\nimport pandas as pd\nTABLE = pd.DataFrame({"a": [1, 2]})',
-                              '#| export\ndef good(x: pd.DataFrame = TABLE): return x'], 'show_doc(good)): a traceback'),
-    'backticks in a comment': (['#| default_exp good', '#| export\ndef good(\n    x: int,  # as `good` has it\n): return x'], 'show_doc(good)): a raw link'),
+    'an import beside a test': ([*GOOD, 'import json\ntest_eq(json.loads("1"), 1)'], BAD),
+    'an import within a function': ([*GOOD, 'def later():\n    import json'], BAD),
+    'an import before a loop': ([*GOOD, 'import json\nfor name in names: json.loads(name)'], BAD),
+    'a table as a default': ([GOOD[0], '#| export\nimport pandas as pd\nTABLE = pd.DataFrame({"a": [1, 2]})',
+                              '#| export\ndef good(x: pd.DataFrame = TABLE): return x'],
+                             'show_doc(good)): a traceback'),
+    'backticks in a comment': ([GOOD[0], '#| export\ndef good(\n    x: int,  # as `good` has it\n): return x'],
+                               'show_doc(good)): a raw link'),
 }
+
+
+def in_step(builder, folder, cells, monkeypatch):
+    "A project whose modules and README are what its notebooks say, and which is the builder's."
+    project(folder, cells)
+    monkeypatch.setattr(builder, 'ROOT', folder)
+    builder.nbdev('doclinks', 'nbdev_export()', folder)
+    builder.nbdev('clean', 'nbdev_clean()', folder)
+    builder.write_contents(folder)
 
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_spoils_the_pages_and_is_named(builder, tmp_path, monkeypatch, fault):
-    "The faults that once kept the site from being published, and their kin, each in a project of two notebooks, the other of which is sound."
+    """The faults that once kept the site from being published, and their kin, each in a folder of a project of two
+    notebooks, the other of which is sound."""
     sources, named = FAULTS[fault]
-    project(tmp_path/'site', {'00_bad.ipynb': sources, 'index.ipynb': ['import json', 'json.dumps(1)']})
-    monkeypatch.setattr(builder, 'ROOT', tmp_path/'site')
-    for module, call in (('doclinks', 'nbdev_export()'), ('clean', 'nbdev_clean()')): builder.nbdev(module, call, tmp_path/'site')
-    (tmp_path/'site/README.md').write_text(builder.readme(builder.read(tmp_path/'site/nbs/index.ipynb')))
+    in_step(builder, tmp_path/'site', {'engine/00_bad.ipynb': sources, 'index.ipynb': ['import json', 'json.dumps(1)']},
+            monkeypatch)
     with pytest.raises(SystemExit) as stopped: builder.check()
     assert named in str(stopped.value) and 'index.ipynb' not in str(stopped.value)
 
 
+def test_check_finds_what_is_out_of_step_in_any_folder(builder, tmp_path, monkeypatch, capsys):
+    "And leaves modules alone that are written by hand."
+    site = tmp_path/'site'
+    in_step(builder, site, {'engine/00_good.ipynb': GOOD, 'index.ipynb': ['| | notebook |']}, monkeypatch)
+    (site/'artinsight/all.py').write_text('from .engine.good import *\n')
+    builder.nbdev('doclinks', 'nbdev_export()', site)    # the index of names has a line for each module
+    builder.check()
+    assert 'in step' in capsys.readouterr().out
+    module = site/'artinsight/engine/good.py'
+    module.write_text(module.read_text().replace('return 1', 'return 2'))
+    shutil.copy(module, site/'artinsight/engine/renamed.py')    # its notebook is gone
+    with pytest.raises(SystemExit) as stopped: builder.check()
+    for name in ('good', 'renamed'): assert f'artinsight/engine/{name}.py is out of step' in str(stopped.value)
+    assert 'all.py' not in str(stopped.value)
+
+
+def test_the_index_lists_each_folder_from_the_notebooks_first_cells(builder, tmp_path):
+    project(tmp_path, {'index.ipynb': [], '00_data.ipynb': [], 'engine/00_files.ipynb': []})
+    index = builder.read(tmp_path/'nbs/index.ipynb')
+    index.cells += [new_markdown_cell('| | notebook | of old'), new_markdown_cell('| | notebook | of old')]
+    nbformat.write(index, tmp_path/'nbs/index.ipynb')
+    builder.write_contents(tmp_path)
+    badge = '[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.example.org/it)'
+    story, engine = [cell.source.splitlines() for cell in builder.read(tmp_path/'nbs/index.ipynb').cells[1:]]
+    assert story[2:] == [f'| 00 | [It](00_data.ipynb) | A page | {badge} |']
+    assert engine[2:] == [f'| 00 | [It](engine/00_files.ipynb) | A page | {badge} |']
+    assert '[It](nbs/engine/00_files.ipynb)' in (tmp_path/'README.md').read_text()
+
+
 def test_only_changed_notebooks_are_executed_again_and_a_failing_one_is_named(builder, tmp_path, monkeypatch):
-    count = 'with open("count-{}", "a") as file: file.write("x")'
-    project(tmp_path, {'index.ipynb': count.format(0), '00_data.ipynb': count.format(1)})
+    count = 'runs = "$ARTINSIGHT_RUNS"\nwith open("count-{}", "a") as file: file.write("x")'
+    project(tmp_path, {'index.ipynb': count.format(0), 'engine/00_files.ipynb': count.format(1),
+                       'engine/01_other.ipynb': ['raise SystemError("shows no runs")']})
     monkeypatch.setattr(builder, 'ROOT', tmp_path)
     runs, proc = tmp_path/'runs', tmp_path/'_executed'
-    def counts(): return [(proc/f'nbs/count-{number}').read_text() for number in (0, 1)]
+    def counts(): return [(proc/'nbs/count-0').read_text(), (proc/'nbs/engine/count-1').read_text()]
     builder.execute_all(runs, proc)
     builder.execute_all(runs, proc)
-    assert counts() == ['x', 'x']
-    nbformat.write(new_notebook(cells=[new_code_cell(count.format(1) + '\nprint(1)')]), tmp_path/'nbs/00_data.ipynb')
+    assert counts() == ['x', 'x'] and (proc/'nbs/engine/01_other.ipynb').exists()
+    def rewrite(*sources):
+        cells = [new_code_cell(source) for source in sources]
+        nbformat.write(new_notebook(cells=cells), tmp_path/'nbs/engine/00_files.ipynb')
+    rewrite(count.format(1) + '\nprint(1)')
     builder.execute_all(runs, proc)
     assert counts() == ['x', 'xx'], 'only the notebook that changed'
-    (tmp_path/'artinsight/data.py').write_text('changed = True')
-    nbformat.write(new_notebook(cells=[new_code_cell('print(0)'), new_code_cell('1 / 0')]), tmp_path/'nbs/00_data.ipynb')
-    with pytest.raises(SystemExit, match='00_data.ipynb') as stopped: builder.execute_all(runs, proc)
+    (tmp_path/'artinsight/engine').mkdir()
+    (tmp_path/'artinsight/engine/files.py').write_text('changed = True')
+    rewrite('runs = "$ARTINSIGHT_RUNS"', '1 / 0')
+    with pytest.raises(SystemExit, match='engine/00_files.ipynb') as stopped: builder.execute_all(runs, proc)
     assert 'index' not in str(stopped.value)
     assert counts()[0] == 'xx', 'all notebooks, when the package changed'
     assert not (tmp_path/'nbs/count-0').exists(), 'the tree stays clean'
@@ -236,8 +331,9 @@ def test_a_cut_off_file_of_keys_knows_no_notebook_and_writing_is_all_or_nothing(
 
 
 def test_slow_cells_keep_their_outputs(builder, tmp_path):
-    notebook = new_notebook(cells=[new_code_cell('#| slow\nraise SystemError', outputs=[new_output('stream', name='stdout', text='of long ago')]),
-                                   new_code_cell('print(1)')])
+    old = new_output('stream', name='stdout', text='of long ago')
+    held = new_code_cell('#| slow\nraise SystemError', outputs=[old])
+    notebook = new_notebook(cells=[held, new_code_cell('print(1)')])
     nbformat.write(notebook, tmp_path/'a.ipynb')
     assert builder.execute(tmp_path/'a.ipynb', tmp_path/'b.ipynb', None) is None
     slow, other = nbformat.read(tmp_path/'b.ipynb', 4).cells
@@ -249,10 +345,11 @@ def test_pages_fit_the_screen(browser, site, width, scheme):
     context = browser.new_context(viewport={'width': width, 'height': 800}, color_scheme=scheme)
     screen, asked = context.new_page(), []
     screen.on('request', lambda request: asked.append(request.url))
-    for path in sorted(site.glob('*.html')):
+    colour = 'getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)'
+    for path in sorted(site.rglob('*.html')):
         screen.goto(path.as_uri())
         assert screen.evaluate('document.documentElement.scrollWidth') <= width, path.name
-        dark = screen.evaluate('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(part => part < 90)')
+        dark = screen.evaluate(f'{colour}.every(part => part < 90)')
         assert dark == (scheme == 'dark'), path.name
     assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
     context.close()
@@ -267,20 +364,29 @@ def test_menu_opens_on_a_phone(browser, site):
     assert menu.is_visible()
     menu.get_by_text('Data', exact=True).click()
     assert screen.url.endswith('data.html')
+    screen.locator('label.menu').click()
+    store = menu.get_by_text('Store', exact=True)
+    assert not store.is_visible(), 'folded away'
+    menu.get_by_text('What it stands on', exact=True).click()
+    store.click()
+    assert screen.url.endswith('engine/store.html')
+    screen.locator('label.menu').click()
+    assert store.is_visible(), "the page's own section is open"
     screen.close()
 
 
 def test_tables_and_code_stay_in_their_box(browser, site):
-    "At 390 px: a wide table scrolls by itself, the report's accuracies are seen without scrolling, printed words wrap."
+    "At 390 px: a wide table scrolls by itself, printed words wrap."
     screen = browser.new_page(viewport={'width': 390, 'height': 800})
-    for path in sorted(site.glob('*.html')):
+    for path in sorted(site.rglob('*.html')):
         screen.goto(path.as_uri())
         screen.evaluate('document.querySelectorAll("details").forEach(fold => fold.open = true)')
         cut = screen.evaluate("""[...document.querySelectorAll('main pre, main img, main table')].filter(part => {
             let box = part.tagName == 'IMG' ? part.parentElement : part;   // a dense figure scrolls in its own box
             while (box.tagName != 'MAIN' && getComputedStyle(box).overflowX == 'visible') box = box.parentElement;
             const edge = box.tagName == 'MAIN' ? part : box;
-            return edge.getBoundingClientRect().right > innerWidth || part.tagName == 'PRE' && part.scrollWidth > part.clientWidth + 1;
+            return edge.getBoundingClientRect().right > innerWidth
+                || part.tagName == 'PRE' && part.scrollWidth > part.clientWidth + 1;
         }).map(part => part.outerHTML.slice(0, 80))""")
         assert screen.evaluate('document.documentElement.scrollWidth <= innerWidth'), path.name
         assert cut == [], path.name
@@ -290,14 +396,16 @@ def test_tables_and_code_stay_in_their_box(browser, site):
 def quarto(folder):
     """A stand-in for the program Quarto, put on the path by its caller.
 
-    Stands for: Quarto 1.10, of which nbdev 2.4 (quarto.py, nbdev_docs) calls `quarto render --no-cache` in `_proc` and moves `_proc/_docs` away.
+    Stands for: Quarto 1.10, of which nbdev 2.4 (quarto.py, nbdev_docs) calls `quarto render --no-cache` in `_proc` and
+    moves `_proc/_docs` away.
     Known from: nbdev 2.4.14's source; Quarto itself cannot be had on every machine.
-    As awkward: it refuses what lies outside of a project, any other command, and a folder without the assets that _quarto.yml names.
+    As awkward: it refuses any other command, and a folder without the assets that _quarto.yml names.
     """
     folder.mkdir()
     (folder/'quarto').write_text('''#!/bin/sh
 [ "$*" = "render --no-cache" ] || { echo "unknown: $*" >&2; exit 2; }
-for file in _quarto.yml styles.css links.lua favicon.svg card.png; do [ -f "$file" ] || { echo "ERROR: $file is missing" >&2; exit 1; }; done
+for file in _quarto.yml styles.css links.lua favicon.svg card.png; do
+  [ -f "$file" ] || { echo "ERROR: $file is missing" >&2; exit 1; }; done
 mkdir -p _docs && ls > _docs/index.html && pwd > _docs/where.txt
 ''')
     (folder/'quarto').chmod(0o755)

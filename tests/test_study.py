@@ -1,4 +1,5 @@
-"""The study from the command line: five complete records, skipped when done, trained anew when asked for something else."""
+"""The study from the command line: five complete records, skipped when done, trained anew when asked for something
+else."""
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ from artinsight.evaluation import HEADLINES, evaluate
 from artinsight.study import EXPERIMENTS, artinsight_evaluate
 from artinsight.training import load_predictions, read_record
 
-SCORES = {'n', 'loss', 'accuracy', 'accuracy_ci95', 'balanced_accuracy', 'precision_weighted', 'recall_weighted', 'f1_weighted',
+SCORES = {'n', 'loss', 'accuracy', 'accuracy_ci95', 'balanced_accuracy', 'precision_weighted', 'recall_weighted',
+          'f1_weighted',
           'precision_macro', 'recall_macro', 'f1_macro', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'ece'}
 
 
@@ -24,7 +26,7 @@ def script(*words):
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_a_record_says_where_its_figures_come_from(runs, sample, name):
     record, frame = read_record(runs / name), index(sample)
-    assert record['experiment']['name'] == name and record['quick'] is True and record['init'] == 'none'
+    assert record['experiment']['name'] == name and record['quick'] is True and record['weights'] == 'none'
     assert record['data']['name'] == 'painted sample' and record['data']['index_sha256'] == fingerprint(frame)
     assert sum(record['data']['counts']['test'].values()) == record['test']['n'] == (frame.split == 'test').sum()
     assert sum(record['data']['counts']['validation'].values()) == record['validation']['n']
@@ -83,7 +85,8 @@ def test_the_table_says_which_steps_are_real(runs, sample):
 
 def test_another_seed_is_trained_anew(runs, sample, tmp_path):
     shutil.copytree(runs / 'simple_cnn', tmp_path / 'simple_cnn')
-    done = script('artinsight_train', 'simple_cnn', '--data', sample, '--runs', tmp_path, '--quick', '--seed', 7, '--json')
+    done = script('artinsight_train', 'simple_cnn', '--data', sample, '--runs', tmp_path, '--quick', '--seed', 7,
+                  '--json')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]['experiment']['seed'] == 7
     assert read_record(tmp_path / 'simple_cnn')['test'] != read_record(runs / 'simple_cnn')['test']
@@ -96,7 +99,8 @@ def test_evaluate_computes_the_figures_again(runs, capsys):
     artinsight_evaluate(runs / 'simple_cnn')
     said = capsys.readouterr().out
     assert 'simple_cnn' in said
-    rows = {words[0]: [float(word) for word in words[1:]] for words in map(str.split, said.partition('figure')[2].splitlines()) if len(words) == 4}
+    rows = {words[0]: [float(word) for word in words[1:]]
+            for words in map(str.split, said.partition('figure')[2].splitlines()) if len(words) == 4}
     assert set(rows) == set(HEADLINES)
     for value, low, high in rows.values(): assert low < high and low <= value + .05 and value - .05 <= high
 
@@ -113,9 +117,11 @@ def test_missing_imagenet_weights_are_an_error_that_names_the_ways_out(sample, t
 
 @pytest.mark.slow
 def test_real_art_from_scratch(shared, tmp_path):
-    done = script('artinsight_reproduce', '--data', shared / 'real-art', '--quick', '--weights', 'none', '--runs', tmp_path, '--json')
+    done = script('artinsight_reproduce', '--data', shared / 'real-art', '--quick', '--weights', 'none', '--runs',
+                  tmp_path, '--json')
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     assert len(records) == 5
-    best = max((record for record in records if 'resnet18' in record['experiment']['name']), key=lambda record: record['test']['accuracy'])
+    best = max((record for record in records if 'resnet18' in record['experiment']['name']),
+               key=lambda record: record['test']['accuracy'])
     assert best['test']['accuracy'] >= .25 and best['test']['origin_accuracy'] >= .78

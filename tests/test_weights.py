@@ -1,5 +1,5 @@
-"""First weights as they really come: the published file, old ones, other scripts' checkpoints, and none at all."""
-
+"""First weights as they really come: torchvision's published file, old files, checkpoints of other people's training
+scripts, and what is no file of weights."""
 import io, os, pickle, shutil, sys, zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -26,38 +26,39 @@ def pretrained(seed=5):
     model = torchvision_resnet18()
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(), layer.running_var.uniform_(0.5, 2), layer.num_batches_tracked.fill_(7)
+            layer.running_mean.normal_(), layer.running_var.uniform_(.5, 2), layer.num_batches_tracked.fill_(7)
     return model
 
 
 def published(model=None, counters=False, parameters=True, metadata=False):
     """Stands for torchvision's `resnet18-f37072fd.pth`.
 
-    How the real one is known: `ResNet18_Weights.IMAGENET1K_V1` in torchvision/models/resnet.py has its address
-    and its size (44.661 MiB: 46,830,571 bytes); 102 entries, none of them `num_batches_tracked`. pytorch/vision
-    issue 2068 tells how it was made: the file of 2016 (a `.tar` that PyTorch reads back as an `OrderedDict`,
-    weights as `Parameter`s, statistics as tensors) was loaded and saved again as a zip. PyTorch added
-    `_metadata` to state dicts later than that file, so we take it to have none. Saved so under the same name,
-    this is 768 bytes smaller than the real one (names of storages and padding depend on PyTorch's version); a
-    legacy file would be 17,876 bytes smaller.
+    How the real one is known: `ResNet18_Weights.IMAGENET1K_V1` in torchvision/models/resnet.py has its address and its
+    size (44.661 MiB: 46,830,571 bytes);
+    102 entries, none of them `num_batches_tracked`. pytorch/vision issue 2068 tells how it was made: the file of 2016
+    (a `.tar` that PyTorch reads back as
+    an `OrderedDict`, weights as `Parameter`s, statistics as tensors) was loaded and saved again as a zip. PyTorch added
+    `_metadata` to state dicts later than that file,
+    so it has none; saved so under the same name, this stand-in is 768 bytes smaller than the real one (names of
+    storages and padding depend on PyTorch's version);
+    a legacy file would be 17,876 bytes smaller.
 
-    How this is made as awkward: the same entries, order and kinds of value; the options make torchvision's
-    other layouts, with counters, plain tensors, and metadata of BatchNorm's version 1 (without counters) or 2."""
+    How this is made as awkward: the same entries, order and kinds of value; the options make torchvision's other
+    layouts, with counters, plain tensors,
+    and metadata of BatchNorm's version 1 (without counters) or 2."""
     model = model or pretrained()
     weights, state = dict(model.named_parameters()), model.state_dict()
     names = [name for name in state if counters or not name.endswith('num_batches_tracked')]
     result = OrderedDict((name, weights[name] if parameters and name in weights else state[name]) for name in names)
-    if metadata:
-        result._metadata = OrderedDict((name, {'version': 2 if counters else 1}) for name in state._metadata)
+    if metadata: result._metadata = OrderedDict((name, {'version': 2 if counters else 1}) for name in state._metadata)
     return result
 
 
 def same_trunk(model, source):
     "Whether all but the head is the source's, counters aside."
     ours, theirs = model.state_dict(), source.state_dict()
-    return all(
-        ours[name].equal(theirs[name]) for name in ours if name.split('.')[0] != 'fc' and 'num_batches' not in name
-    )
+    return all(ours[name].equal(theirs[name])
+               for name in ours if name.split('.')[0] != 'fc' and 'num_batches' not in name)
 
 
 @pytest.fixture
@@ -89,125 +90,61 @@ def test_every_layout_of_torchvision_is_taken_from_the_cache(cache, counters, pa
     assert model.bn1.num_batches_tracked == (7 if counters else 0)
 
 
-def renamed(before):
-    return lambda state: {f'{before}{name}': value for name, value in state.items()}
+def renamed(before): return lambda state: {f'{before}{name}': value for name, value in state.items()}
 
+def without(*starts): return lambda state: {name: value for name, value in state.items() if not name.startswith(starts)}
 
-def without(*starts):
-    return lambda state: {name: value for name, value in state.items() if not name.startswith(starts)}
-
-
-def other_head(state):
-    return without('fc.')(state) | {'fc.weight': torch.zeros(37, 512), 'fc.bias': torch.zeros(37)}
-
+def other_head(state): return without('fc.')(state) | {'fc.weight': torch.zeros(37, 512), 'fc.bias': torch.zeros(37)}
 
 def projection_head(state):
     return without('fc.')(state) | {f'fc.{layer}.weight': torch.zeros(128, 512) for layer in (0, 2)}
 
-
 def last_linear(state):
     return without('fc.')(state) | {'last_linear.weight': state['fc.weight'], 'last_linear.bias': state['fc.bias']}
 
+def floats(state): return {name: value.float() for name, value in state.items()}
 
-def floats(state):
-    return {name: value.float() for name, value in state.items()}
-
-
-def lists_of_one(state):
-    return {name: value[None] if value.dim() == 0 else value for name, value in state.items()}
-
+def lists_of_one(state): return {name: value[None] if value.dim() == 0 else value for name, value in state.items()}
 
 def some_counters(state):
     return {name: value for name, value in state.items() if 'num_batches' not in name or name.startswith('layer2')}
 
-
 def pytorch_example(state):
     "As pytorch/examples, imagenet/main.py, saves it on several GPUs."
-    return {
-        'epoch': 90,
-        'arch': 'resnet18',
-        'state_dict': renamed('module.')(state),
-        'best_acc1': torch.tensor(69.7),
-        'optimizer': momentum(),
-        'scheduler': {'last_epoch': 90},
-    }
-
+    return {'epoch': 90, 'arch': 'resnet18', 'state_dict': renamed('module.')(state), 'best_acc1': torch.tensor(69.7),
+            'optimizer': momentum(), 'scheduler': {'last_epoch': 90}}
 
 def torchvision_script(state):
     "As torchvision's references/classification/train.py saves it: arguments, and averaged weights after the others."
     ema = {'n_averaged': torch.tensor(9)} | {f'module.{name}': torch.zeros_like(value) for name, value in state.items()}
-    return {
-        'model': state,
-        'optimizer': momentum(),
-        'lr_scheduler': {},
-        'epoch': 9,
-        'args': Namespace(lr=0.1, model='resnet18'),
-        'model_ema': ema,
-    }
-
+    return {'model': state, 'optimizer': momentum(), 'lr_scheduler': {}, 'epoch': 9,
+            'args': Namespace(lr=.1, model='resnet18'), 'model_ema': ema}
 
 def timm_checkpoint(state):
     "As timm's CheckpointSaver saves it."
     averaged = {name: torch.zeros_like(value) for name, value in state.items()}
-    return {
-        'epoch': 3,
-        'arch': 'resnet18',
-        'state_dict': state,
-        'optimizer': momentum(),
-        'version': 2,
-        'args': Namespace(),
-        'state_dict_ema': averaged,
-        'metric': 0.7,
-    }
-
+    return {'epoch': 3, 'arch': 'resnet18', 'state_dict': state, 'optimizer': momentum(), 'version': 2,
+            'args': Namespace(), 'state_dict_ema': averaged, 'metric': .7}
 
 def lightning(state):
-    "As Lightning's ModelCheckpoint saves a module whose network is called model, with a loss that has weights, too."
-    return {
-        'epoch': 3,
-        'global_step': 99,
-        'pytorch-lightning_version': '2.4.0',
-        'state_dict': renamed('model.')(state) | {'loss.weight': torch.ones(20)},
-        'loops': {'fit_loop': {'state_dict': {}}},
-        'callbacks': {},
-        'optimizer_states': [momentum()],
-        'lr_schedulers': [],
-        'hyper_parameters': {'lr': 0.1},
-    }
+    """As Lightning's ModelCheckpoint saves a module whose network is called model, with a loss that has weights of its
+    own."""
+    return {'epoch': 3, 'global_step': 99, 'pytorch-lightning_version': '2.4.0',
+            'state_dict': renamed('model.')(state) | {'loss.weight': torch.ones(20)},
+            'loops': {'fit_loop': {'state_dict': {}}}, 'callbacks': {}, 'optimizer_states': [momentum()],
+            'lr_schedulers': [], 'hyper_parameters': {'lr': .1}}
 
+def fastai_saved(state): return {'model': state, 'opt': {'hypers': [{'lr': .1}], 'state': []}}
 
-def fastai_saved(state):
-    return {'model': state, 'opt': {'hypers': [{'lr': 0.1}], 'state': []}}
+def momentum(): return {'state': {0: {'momentum_buffer': torch.zeros(3)}}, 'param_groups': [{'lr': .1, 'params': [0]}]}
 
+def moco(state): return {'state_dict': renamed('module.encoder_q.')(state) | {'module.queue': torch.zeros(128, 8)}}
 
-def momentum():
-    return {'state': {0: {'momentum_buffer': torch.zeros(3)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]}
-
-
-def moco(state):
-    return {'state_dict': renamed('module.encoder_q.')(state) | {'module.queue': torch.zeros(128, 8)}}
-
-
-WRAPPINGS = [
-    renamed('module.'),
-    renamed('model.'),
-    renamed('module.model.'),
-    renamed('_orig_mod.'),
-    without('fc.'),
-    other_head,
-    projection_head,
-    last_linear,
-    floats,
-    lists_of_one,
-    some_counters,
-    pytorch_example,
-    torchvision_script,
-    timm_checkpoint,
-    lightning,
-    fastai_saved,
-    moco,
-    lambda state: {'checkpoint': {'model': state}},
-]
+WRAPPINGS = [renamed('module.'), renamed('model.'), renamed('module.model.'), renamed('_orig_mod.'), without('fc.'),
+             other_head, projection_head, last_linear, floats,
+             lists_of_one, some_counters, pytorch_example, torchvision_script, timm_checkpoint, lightning, fastai_saved,
+             moco,
+             lambda state: {'checkpoint': {'model': state}}]
 
 
 @pytest.mark.parametrize('wrap', WRAPPINGS, ids=lambda wrap: wrap.__name__)
@@ -220,37 +157,24 @@ def test_weights_are_found_in_their_wrapping(tmp_path, wrap, counters):
 
 def test_safetensors_and_half_precision(tmp_path):
     source = pretrained()
-    save_file(
-        {f'model.{name}': value.detach().contiguous().bfloat16() for name, value in published(source).items()},
-        tmp_path / 'own.safetensors',
-    )
+    save_file({f'model.{name}': value.detach().contiguous().bfloat16() for name, value in published(source).items()},
+              tmp_path / 'own.safetensors')
     own = resnet18(str(tmp_path / 'own.safetensors'))
     assert own.conv1.weight.equal(source.conv1.weight.bfloat16().float()) and own.conv1.weight.dtype == torch.float32
 
 
-def lacking(name):
-    return lambda: {key: value for key, value in published().items() if key != name}
+def lacking(name): return lambda: {key: value for key, value in published().items() if key != name}
 
+def resized(): return published() | {'layer3.0.bn2.bias': torch.zeros(255)}
 
-def resized():
-    return published() | {'layer3.0.bn2.bias': torch.zeros(255)}
+def not_a_tensor(): return published(parameters=False) | {'bn1.weight': [1., 2.]}
 
-
-def not_a_tensor():
-    return published(parameters=False) | {'bn1.weight': [1.0, 2.0]}
-
-
-UNFIT = [
-    (lacking('layer1.0.conv1.weight'), 'layer1.0.conv1.weight'),
-    (lacking('bn1.running_mean'), 'bn1.running_mean'),
-    (resized, 'layer3.0.bn2.bias'),
-    (not_a_tensor, 'bn1.weight'),
-    (lambda: resnet34().state_dict(), 'layer1.2.conv1.weight'),
-    (lambda: resnet50().state_dict(), 'layer1.0.conv1.weight'),
-    (lambda: {}, 'conv1.weight'),
-    (lambda: torch.zeros(3), 'conv1.weight'),
-    (lambda: {0: torch.zeros(3)}, 'conv1.weight'),
-]
+UNFIT = [(lacking('layer1.0.conv1.weight'), 'layer1.0.conv1.weight'), (lacking('bn1.running_mean'), 'bn1.running_mean'),
+         (resized, 'layer3.0.bn2.bias'),
+         (not_a_tensor, 'bn1.weight'), (lambda: resnet34().state_dict(), 'layer1.2.conv1.weight'),
+         (lambda: resnet50().state_dict(), 'layer1.0.conv1.weight'),
+         (lambda: {}, 'conv1.weight'), (lambda: torch.zeros(3), 'conv1.weight'),
+         (lambda: {0: torch.zeros(3)}, 'conv1.weight')]
 
 
 @pytest.mark.parametrize('make,named', UNFIT, ids=range(len(UNFIT)))
@@ -258,54 +182,41 @@ def test_what_does_not_fit_is_named(tmp_path, make, named):
     torch.save(make(), tmp_path / 'own.pth')
     with pytest.raises(ValueError, match='does not hold the weights of a ResNet18') as raised:
         resnet18(str(tmp_path / 'own.pth'))
-    assert (
-        named in str(raised.value) and str(tmp_path / 'own.pth') in str(raised.value) and len(str(raised.value)) < 1000
-    )
+    assert named in str(raised.value) and str(tmp_path
+                                              / 'own.pth') in str(raised.value) and len(str(raised.value)) < 1000
 
 
 def saved(value, as_zip=True):
     torch.save(value, held := io.BytesIO(), _use_new_zipfile_serialization=as_zip)
     return held.getvalue()
 
-
-def half(as_zip):
-    return lambda: saved(published(), as_zip)[:20_000_000]
-
+def half(as_zip): return lambda: saved(published(), as_zip)[:20_000_000]
 
 def other_zip():
-    with zipfile.ZipFile(held := io.BytesIO(), 'w') as opened:
-        opened.writestr('readme.txt', 'hello')
+    with zipfile.ZipFile(held := io.BytesIO(), 'w') as opened: opened.writestr('readme.txt', 'hello')
     return held.getvalue()
 
-
-LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:f37072fd' + 56 * b'0' + b'\nsize 46830571\n'
-NO_WEIGHTS = {
-    'a web page': lambda: b'<!DOCTYPE html>\n<html><body>Sign in to the network</body></html>',
-    'half a zip': half(True),
-    'half a legacy file': half(False),
-    'empty': lambda: b'',
-    'zeros': lambda: bytes(5000),
-    'LFS pointer': lambda: LFS,
-    'another zip': other_zip,
-    'text': lambda: 'gestört'.encode('latin1'),
-    'a pickle': lambda: pickle.dumps({'conv1.weight': [1]}),
-    'gzip': lambda: b'\x1f\x8b\x08\x00' + bytes(20),
-}
+LFS = (b'version https://git-lfs.github.com/spec/v1\n'
+       b'oid sha256:f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec\nsize 46830571\n')
+NO_WEIGHTS = {'a web page': lambda: b'<!DOCTYPE html>\n<html><body>Sign in to the network</body></html>',
+              'half a zip': half(True), 'half a legacy file': half(False),
+              'empty': lambda: b'', 'zeros': lambda: bytes(5000), 'LFS pointer': lambda: LFS, 'another zip': other_zip,
+              'text': lambda: 'gestört'.encode('latin1'),
+              'a pickle': lambda: pickle.dumps({'conv1.weight': [1]}), 'gzip': lambda: b'\x1f\x8b\x08\x00' + bytes(20)}
 
 
 def said(words, monkeypatch, capsys):
     "Call artinsight_train as the shell would: exit code and standard error."
     monkeypatch.setattr(sys, 'argv', ['artinsight_train', *map(str, words)])
-    try:
-        artinsight_train()
-    except SystemExit as leaving:
-        return leaving.code, capsys.readouterr().err
+    try: artinsight_train()
+    except SystemExit as leaving: return leaving.code, capsys.readouterr().err
     return 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize('what', NO_WEIGHTS)
 def test_what_lies_in_the_cache_and_is_no_file_of_weights(cache, sample, tmp_path, monkeypatch, capsys, what):
-    "Before: UnpicklingError or EOFError with a traceback, although our own line tells people to put a file there."
+    """Before: UnpicklingError, RuntimeError or EOFError with a traceback, although our own line tells people to put a
+    file there."""
     cache.write_bytes(NO_WEIGHTS[what]())
     code, err = said(['resnet18_base', '--data', sample, '--runs', tmp_path / 'runs', '--quick'], monkeypatch, capsys)
     assert code == 2 and len(err.splitlines()) == 1 and str(cache) in err and 'delete it' in err, err
@@ -313,19 +224,13 @@ def test_what_lies_in_the_cache_and_is_no_file_of_weights(cache, sample, tmp_pat
 
 
 class Command:
-    def __reduce__(self):
-        return os.system, ('touch bang',)
+    def __reduce__(self): return os.system, ('touch bang',)
 
 
-@pytest.mark.parametrize(
-    'value,named',
-    [
-        (torchvision_resnet18, 'ResNet'),
-        (lambda: published() | {'x': Command()}, 'system'),
-        (lambda: {'model': published(), 'best': np.float64(0.7)}, 'numpy'),
-    ],
-    ids=['a whole model', 'a command', 'a number of numpy'],
-)
+@pytest.mark.parametrize('value,named', [(torchvision_resnet18, 'ResNet'),
+                                         (lambda: published() | {'x': Command()}, 'system'),
+                                         (lambda: {'model': published(), 'best': np.float64(.7)}, 'numpy')],
+                         ids=['a whole model', 'a command', 'a number of numpy'])
 def test_nothing_is_run_and_the_way_out_is_told(tmp_path, monkeypatch, value, named):
     monkeypatch.chdir(tmp_path)
     torch.save(value(), tmp_path / 'own.pth')
@@ -346,8 +251,7 @@ def few_pictures(sample, place):
     for split, number in (('train', 9), ('test', 1)):
         for folder in (sample / split).iterdir():
             (place / split / folder.name).mkdir(parents=True)
-            for file in sorted(folder.iterdir())[:number]:
-                shutil.copy(file, place / split / folder.name)
+            for file in sorted(folder.iterdir())[:number]: shutil.copy(file, place / split / folder.name)
     return place
 
 
@@ -360,7 +264,7 @@ def test_quick_base_trains_from_the_cache(cache, sample, tmp_path, monkeypatch, 
     code, err = said(['resnet18_base', '--quick', '--data', root, '--runs', tmp_path / 'runs'], monkeypatch, capsys)
     assert code == 0, err
     record = read_record(tmp_path / 'runs/resnet18_base')
-    assert record['init'] == 'imagenet' and record['quick'] and record['test']['n'] == 30
+    assert record['weights'] == 'imagenet' and record['quick'] and record['test']['n'] == 30
 
 
 @pytest.mark.slow
@@ -370,5 +274,5 @@ def test_the_five_experiments_begin_with_the_published_file(cache, sample, tmp_p
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(study, 'find_experiment', lambda *words: replace(find_experiment(*words), epochs=1))
     records = reproduce(few_pictures(sample, tmp_path / 'data'), tmp_path / 'runs', quick=True, weights='imagenet')
-    assert [record['init'] for record in records] == ['none', *4 * ['imagenet']]
+    assert [record['weights'] for record in records] == ['none', *4 * ['imagenet']]
     assert all(record['test']['n'] == 30 for record in records)

@@ -1,6 +1,6 @@
 """Run every notebook as Colab would: alone in an empty folder, with Colab's Python and packages, no repository.
 
-    python tests/colab.py [--slow] [NOTEBOOK...]      # a file, or the beginning of its name: 07 11
+    python tools/colab.py [--slow] [NOTEBOOK...]      # a file, or the beginning of its name: 07 engine/05 use
 
 Builds an environment once (in the temporary folder, with uv), then for each notebook: takes artinsight out again,
 executes all cells in one kernel with the install cell pointed at a copy of this checkout, and looks whether anything
@@ -12,6 +12,8 @@ the last 6.x stands for it, with the same IPython 7.34, whose displays and magic
 """
 import argparse, datetime, json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
+
+from pages import notebooks
 
 REPO = Path(__file__).resolve().parents[1]
 HOME = Path(tempfile.gettempdir())/'artinsight-colab'
@@ -32,10 +34,11 @@ def uv_program():
 def uv(*args): subprocess.run([uv_program(), *map(str, args)], check=True)
 
 def interpreter(version):
-    "An installed Python of this version (on the path, or pyenv's), else the bare version, which uv may know how to get."
+    "An installed Python of this version (on the path, or pyenv's), else the bare version, which uv may get."
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home()/'.pyenv'))/'versions'
-    found = [shutil.which(f'python{version}'), *(p/'bin/python' for p in sorted(pyenv.glob(f'{version}.*'), reverse=True))]
-    works = (p for p in found if p and subprocess.run([p, '-c', ''], capture_output=True).returncode == 0)
+    programs = [p/'bin/python' for p in sorted(pyenv.glob(f'{version}.*'), reverse=True)]
+    programs = [program for program in (shutil.which(f'python{version}'), *programs) if program]
+    works = (p for p in programs if subprocess.run([p, '-c', ''], capture_output=True).returncode == 0)
     return next(works, version)
 
 def environment():
@@ -57,7 +60,8 @@ def brought():
 def copy_of_checkout(copy):
     "What git has and what is new, copied: installing from it leaves nothing in the checkout."
     shutil.rmtree(copy, ignore_errors=True)
-    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    command = ['git', 'ls-files', '-coz', '--exclude-standard']
+    listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split('\0')):
         if not (REPO/name).exists(): continue
         (copy/name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +73,14 @@ import sys, nbformat, torch
 from nbclient import NotebookClient
 path, leave = sys.argv[1], sys.argv[2].split(',')
 nb = nbformat.read(path, 4)
-def left_out(cell): return cell.cell_type == 'code' and any(line.replace(' ', '').startswith('#|' + flag) for line in cell.source.splitlines()[:4] for flag in leave)
+def left_out(cell):
+    marks = tuple('#|' + flag for flag in leave)
+    lines = [line.replace(' ', '') for line in cell.source.splitlines()[:4]]
+    return cell.cell_type == 'code' and any(line.startswith(marks) for line in lines)
 before = len(nb.cells)
 nb.cells = [cell for cell in nb.cells if not left_out(cell)]
-NotebookClient(nb, timeout=1800, kernel_name='python3', resources={'metadata': {'path': sys.argv[3]}}).execute()
+where = {'metadata': {'path': sys.argv[3]}}
+NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where).execute()
 print(before - len(nb.cells))
 """
 
@@ -82,34 +90,39 @@ def run(notebook, copy, leave):
     before, start = brought(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         alone = shutil.copy(notebook, folder)
-        env = {name: value for name, value in os.environ.items() if not name.startswith(('ARTINSIGHT_', 'VIRTUAL_ENV', 'PYTHONPATH'))}
-        env |= dict(ARTINSIGHT_SOURCE=str(copy), PIP_CONSTRAINT=os.devnull, PATH=f"{PYTHON.parent}{os.pathsep}{env['PATH']}", COLAB_RELEASE_TAG='rehearsal')     # this machine's caps are not Colab's
-        got = subprocess.run([PYTHON, '-c', RUN, alone, ','.join(leave), folder], env=env, cwd=folder, capture_output=True, text=True)
-    said = got.stdout.strip().splitlines()[-1] if got.returncode == 0 else 'FAILED\n' + '\n'.join(got.stderr.strip().splitlines()[-12:])
+        ours = 'ARTINSIGHT_', 'VIRTUAL_ENV', 'PYTHONPATH'
+        env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        env |= {'ARTINSIGHT_SOURCE': str(copy), 'COLAB_RELEASE_TAG': 'rehearsal',
+                'PIP_CONSTRAINT': os.devnull,    # this machine's caps are not Colab's
+                'PATH': f"{PYTHON.parent}{os.pathsep}{env['PATH']}"}
+        command = [PYTHON, '-c', RUN, alone, ','.join(leave), folder]
+        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    result = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else \
+        'FAILED\n' + '\n'.join(done.stderr.strip().splitlines()[-12:])
     after = brought()
-    return time.perf_counter() - start, said, [name for name in BROUGHT if after[name] != before[name]]
+    return time.perf_counter() - start, result, [name for name in BROUGHT if after[name] != before[name]]
 
 def keep(row, leave):
     "Write a notebook's row into today's record, in place of an earlier one."
     file = REPO/f'benchmarks/results/{datetime.date.today()}-colab.json'
     rows = json.loads(file.read_text())['rows'] if file.exists() else []
     rows = sorted([old for old in rows if old['notebook'] != row['notebook']] + [row], key=lambda row: row['notebook'])
-    told = {'date': str(datetime.date.today()),
+    head = {'date': str(datetime.date.today()),
             'what': "every notebook alone in an empty folder, with Colab's versions",
             'python': VERSION, 'versions': BROUGHT, 'left_out': leave}
-    file.write_text(json.dumps({**told, 'rows': rows}, indent=1) + '\n')
+    file.write_text(json.dumps({**head, 'rows': rows}, indent=1) + '\n')
 
 def chosen(names):
-    "Notebooks by file or by the beginning of their names; ends with a line for one that is not there."
-    everything = sorted((REPO/'nbs').glob('*.ipynb'))
+    "Names of notebooks below nbs/, by file or by how they begin; ends with a line for one that is not there."
+    everything = notebooks(REPO/'nbs')
     if not names: return everything
-    found = []
+    wanted = []
     for name in names:
-        begun = [file for file in everything if file.name.startswith(name)]
-        some = [Path(name).resolve()] if Path(name).is_file() else begun
-        if not some: sys.exit(f'colab.py: no notebook {name}')
-        found += some
-    return found
+        file = os.path.relpath(name, REPO/'nbs')
+        begun = [file] if file in everything else [one for one in everything if one.startswith(name)]
+        if not begun: sys.exit(f'colab.py: no notebook {name}')
+        wanted += begun
+    return wanted
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,14 +135,13 @@ def main():
     print(f'Colab rehearsal: Python {VERSION}, torch {BROUGHT["torch"]}, cells left out: {", ".join(leave)}')
     bad = 0
     for notebook in chosen(args.notebooks):
-        seconds, said, replaced = run(notebook, copy, leave)
-        passed = not said.startswith('FAILED')
+        seconds, result, replaced = run(REPO/'nbs'/notebook, copy, leave)
+        passed = not result.startswith('FAILED')
         bad += not passed or bool(replaced)
-        keep({'notebook': notebook.name, 'passed': passed, 'replaced': replaced,
-              'cells_left_out': int(said) if passed else None, 'seconds': round(seconds)}, leave)
+        keep({'notebook': notebook, 'passed': passed, 'replaced': replaced,
+              'cells_left_out': int(result) if passed else None, 'seconds': round(seconds)}, leave)
         kept = f'REPLACED {", ".join(replaced)}' if replaced else 'torch and all else kept'
-        result = f'{said} cells left out' if passed else said
-        print(f'{notebook.name:24} {seconds:6.1f} s  {kept}  {result}', flush=True)
+        print(f'{notebook:30} {seconds:6.1f} s  {kept}  {result}{" cells left out" * passed}', flush=True)
     print('all green' if not bad else f'{bad} failed')
     sys.exit(bool(bad))
 
