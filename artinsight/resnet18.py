@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import resnet18 as torchvision_resnet18, ResNet18_Weights
 
 # %% ../nbs/05_resnet18.ipynb #438e9c38
 from .engine.files import user_path
@@ -28,6 +27,7 @@ from .baseline import simple_cnn
 # %% ../nbs/05_resnet18.ipynb #186feaf2
 def _imagenet_file() -> Path:
     "torchvision's file of ImageNet weights in torch's cache, downloaded if need be; OSError with the ways out."
+    from torchvision.models import ResNet18_Weights
     published = ResNet18_Weights.IMAGENET1K_V1
     file = Path(torch.hub.get_dir()) / 'checkpoints' / Path(published.url).name
     try:
@@ -69,7 +69,8 @@ def resnet18(
     frozen: tuple = (),  # names of layers to freeze
 ) -> nn.Module:  # takes (n, 3, h, w), gives logits (n, classes)
     "ResNet18 with a new head; OSError or ValueError where the weights cannot be had or do not fit."
-    model = torchvision_resnet18(num_classes=classes)
+    from torchvision.models import resnet18 as published  # here, since it takes seconds that other commands do not have
+    model = published(num_classes=classes)
     if weights != 'none': _load_trunk(model, _imagenet_file() if weights == 'imagenet' else user_path(weights))
     for name in frozen: model.get_submodule(name).requires_grad_(False)
     return model

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import artinsight, fastai, numpy as np, torch, torchvision
+import artinsight, fastai, numpy as np, torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import nn
@@ -73,7 +73,7 @@ def environment(device: torch.device, precision: str) -> dict:
     "What a training ran on; `precision` is a name."
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     versions = {'artinsight': artinsight.__version__, 'python': platform.python_version(), 'torch': torch.__version__,
-                'torchvision': torchvision.__version__, 'fastai': fastai.__version__}
+                'torchvision': importlib.metadata.version('torchvision'), 'fastai': fastai.__version__}
     return {'versions': versions, 'device': device.type, 'device_name': name, 'threads': torch.get_num_threads(),
             'precision': precision}
 
