@@ -134,6 +134,15 @@ def _side_by_side(recipes, frame, runs, weights, device, resume):
         wait()
     return [*records, run_experiment(last, frame, runs, weights, device)]
 
+# %% ../nbs/08_study.ipynb #a8214494
+def _run_all(recipes, frame, runs, weights, device, resume):
+    "Run recipes one by one, or quick ones on several cores with the last one beside the others; their records."
+    device, last = find_device(device), recipes[-1]
+    done = resume and (user_path(runs) / last.name / 'record.json').exists()
+    several = last.quick and len(recipes) > 1 and device.type == 'cpu' and num_cpus() > 1
+    if several and not done: return _side_by_side(recipes, frame, runs, weights, device, resume)
+    return [run_experiment(recipe, frame, runs, weights, device, resume=resume) for recipe in recipes]
+
 # %% ../nbs/08_study.ipynb #3eabd0ae
 def reproduce(
     data,  # a data set's folder
@@ -150,10 +159,7 @@ def reproduce(
         print(f"{frame.attrs['name']}: {len(missing)} of 60 folders are missing, the first is {missing[0]}",
               file=sys.stderr)
     recipes = [find_experiment(name, quick, seed).fit_epochs(frame) for name in EXPERIMENTS]
-    device, last = find_device(device), user_path(runs) / recipes[-1].name / 'record.json'
-    several = quick and device.type == 'cpu' and num_cpus() > 1 and not (resume and last.exists())
-    if several: return _side_by_side(recipes, frame, runs, weights, device, resume)
-    return [run_experiment(recipe, frame, runs, weights, device, resume=resume) for recipe in recipes]
+    return _run_all(recipes, frame, runs, weights, device, resume)
 
 # %% ../nbs/08_study.ipynb #c1a5e002
 def study_runs(
@@ -169,7 +175,7 @@ def study_runs(
             if not there():
                 frame = index(painted_sample(**STUDY_SAMPLE))
                 recipes = [find_experiment(name, quick=True).fit_epochs(frame) for name in names]
-                for recipe in recipes: run_experiment(recipe, frame, runs, weights='none')
+                _run_all(recipes, frame, runs, 'none', None, True)
     return there()
 
 # %% ../nbs/08_study.ipynb #b6042104
