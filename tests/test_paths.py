@@ -223,6 +223,23 @@ def test_workers_end_with_their_parent(tmp_path):
     while any(map(files.is_running, workers)) and time.time() < deadline: time.sleep(.1)
     assert workers and not any(map(files.is_running, workers))
 
+BESIDE = """
+from artinsight.engine.workers import beside
+code = 'import os, sys, time; open(sys.argv[1], "w").write(str(os.getpid())); time.sleep(60)'
+with beside(code, ['{}']) as wait: wait()
+"""
+
+def test_the_process_beside_ends_when_its_parent_is_killed(tmp_path):
+    "Else it would go on training for minutes, and hold the run's folder against the next attempt."
+    told = tmp_path/'pid'
+    with subprocess.Popen([sys.executable, '-c', BESIDE.format(told)]) as parent:
+        deadline = time.time() + 60
+        while not (told.exists() and told.read_text()) and time.time() < deadline: time.sleep(.1)
+        parent.kill()
+    child, deadline = int(told.read_text()), time.time() + 10
+    while files.is_running(child) and time.time() < deadline: time.sleep(.1)
+    assert not files.is_running(child)
+
 SETPRIV = ['setpriv', '--reuid=54321', '--regid=54321', '--clear-groups',
            *(f'--{kind}=-all,+dac_override,+dac_read_search' for kind in ('inh-caps', 'bounding-set')),
            '--ambient-caps=+dac_override,+dac_read_search']  # another user, who may read and write everything
