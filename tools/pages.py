@@ -155,7 +155,7 @@ def execute_all(runs, copy, workers=2):
     copy_project(copy, '*.ipynb')
     for name in names:
         (copy/'nbs'/name).parent.mkdir(exist_ok=True)
-        if not shows_runs(ROOT/'nbs'/name): shutil.copy(ROOT/'nbs'/name, copy/'nbs'/name)
+        if not shows_runs(ROOT/'nbs'/name): shutil.copy2(ROOT/'nbs'/name, copy/'nbs'/name)  # with its date, see process
     names = [name for name in names if shows_runs(ROOT/'nbs'/name)]
     keys, lock = known_keys(copy/'keys.json'), Lock()
     env = dict(os.environ, ARTINSIGHT_RUNS=str(Path(runs).resolve()), OMP_NUM_THREADS='1')
@@ -278,9 +278,9 @@ def build(processed, dest):
     names = [name for _, part in menu for name in part]
     nbs = {name: read(processed/name) for name in names}
     titles = {name: yaml.safe_load(nb.cells[0].source.strip().strip('-'))['title'] for name, nb in nbs.items()}
-    for number, name in enumerate(names):
+    def make(number, name):
         page = page_name(name)
-        def entry(other, page=page):
+        def entry(other):
             href = os.path.relpath(page_name(other), Path(page).parent)
             return {'href': href, 'title': titles[other], 'current': page_name(other) == page}
         variables = {'site': site, 'home': name == 'index.ipynb', 'root': '../' * page.count('/')}
@@ -292,6 +292,7 @@ def build(processed, dest):
         render(nbs[name], dest/page, variables)
         finished = links((dest/page).read_text(encoding='utf-8'), site['site-url'], variables['root'])
         write(dest/page, finished)
+    with ThreadPoolExecutor(2) as pool: list(pool.map(make, range(len(names)), names))
     assets = [file for kind in ('css', 'svg', 'png') for file in processed.glob(f'*.{kind}')]
     for file in [*assets, TOOLS/'page.css']: shutil.copy(file, dest)
 
