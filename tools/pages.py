@@ -56,6 +56,7 @@ def process(project):
     folder = project/'_proc'
     newest = max((path.stat().st_mtime for path in project.glob('artinsight/**/*.py')), default=0)
     nbdev('serve', f'proc_nbs(n_workers=2, force={folder.exists() and newest > folder.stat().st_mtime})', project)
+    os.utime(folder)  # younger than the modules now
     left_out = [name for name in notebooks(project/'nbs') if not (folder/name).exists()]
     if left_out: sys.exit(f'nbdev made no page of {", ".join(left_out)} '
                           '(it skips all that lies below a folder with a dot before its name)')
