@@ -40,7 +40,7 @@ def copy_project(dest, *without):
     for name in ('artinsight', 'nbs', 'results'):
         shutil.copytree(ROOT/name, dest/name, ignore=ignore, dirs_exist_ok=True)
     for name in ('settings.ini', 'setup.py', '_quarto.yml', 'README.md', '.gitignore'):
-        shutil.copy(ROOT/name, dest/name)
+        shutil.copy2(ROOT/name, dest/name)  # with its date: nbdev begins anew where settings.ini is younger
 
 # %% What nbdev makes of them
 
