@@ -326,7 +326,7 @@ def test_report(start, tmp_path):
     import nbformat
     here, project = Path(__file__).parents[1], tmp_path/'project'
     for name in ('nbs', 'artinsight', 'results', 'runs'): (project/name).mkdir(parents=True)
-    for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(here/name, project)
+    for name in ('settings.ini', 'setup.py', 'README.md', '.gitignore'): shutil.copy(here/name, project)
     for name in (*here.glob('nbs/*.css'), here/'nbs/links.lua'): shutil.copy(name, project/'nbs')
     names = [f'0{i}_part{i}.ipynb' for i in range(3)]
     (project/'_quarto.yml').write_text('website:\n  site-url: https://example.org\n  sidebar:\n    contents:\n'
