@@ -14,7 +14,7 @@ setup: .venv/.setup-stamp
 # sample, five quick trainings, the notebooks that show them, pages;
 # WEIGHTS=imagenet begins with torchvision's weights, DATA=folder takes one's own AI-ArtBench
 report: setup
-	@DATA="$(DATA)" WEIGHTS="$(WEIGHTS)" $(PAGES) report
+	@$(PAGES) report
 
 # what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup

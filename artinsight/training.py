@@ -164,7 +164,8 @@ def make_learner(
                          wd=0., wd_bn_bias=True, train_bn=False, cbs=[BnFreeze(), *cbs])
     if precision.dtype != torch.float32: learn.add_cb(BatchPrecision(precision))
     in_notebook = 'ipykernel' in sys.modules
-    if not in_notebook and not sys.stderr.isatty():
+    alone = sys.stderr.isatty() and sys.stdin.isatty()  # a training beside another one has a pipe for its input
+    if not in_notebook and not alone:
         learn.remove_cb(ProgressCallback).logger = noop  # `Checkpoint` writes plain lines instead
     return learn
 

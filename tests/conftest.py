@@ -1,5 +1,6 @@
-"""Shared by all tests: the `slow` marker and four fixtures: `sample`, `runs`, `shared`, `browser`."""
+"""Shared by all tests: the `slow` marker and five fixtures: `sample`, `runs`, `builder`, `shared`, `browser`."""
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -75,6 +76,15 @@ def runs(sample):
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
+
+
+@pytest.fixture(scope='module')
+def builder():
+    "tools/pages.py as a module of its own."
+    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,5 @@
 """The project as a whole: metadata, notebooks' form, what is committed, set-up."""
 import importlib
-import importlib.util
 import os
 import re
 import shutil
@@ -38,15 +37,6 @@ def name(path): return path.relative_to(NBS).as_posix()
 def tracked():
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True)
     return listed.stdout.splitlines()
-
-
-@pytest.fixture(scope='module')
-def builder():
-    "tools/pages.py as a module of its own."
-    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize('script', settings()['console_scripts'].split())

@@ -1,5 +1,4 @@
 """The pages: all there, linked, self-contained, readable on a phone, without traces of directives."""
-import importlib.util
 import os
 import re
 import shutil
@@ -12,15 +11,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ('simple_cnn', 'resnet18_base', 'resnet18_aggressive', 'resnet18_augmented', 'resnet18_best')
-
-
-@pytest.fixture(scope='module')
-def builder():
-    "tools/pages.py as a module of its own."
-    spec = importlib.util.spec_from_file_location('pages', ROOT/'tools/pages.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Page(HTMLParser):

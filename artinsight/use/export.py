@@ -107,7 +107,11 @@ def _all_probs(model, pictures: torch.Tensor) -> np.ndarray:  # (n, 20)
     return np.concatenate([model(batch.contiguous()) for batch in pictures.split(64)])
 
 # %% ../../nbs/use/02_export.ipynb #ff697025
-def check_export(run: Run, export, pictures: torch.Tensor) -> dict:
+def check_export(
+    run: Run,
+    export,  # from_onnx or from_torch of it
+    pictures: torch.Tensor,  # uint8 (n, 3, size, size)
+) -> dict:  # largest difference, share of equal answers, pictures a second
     "Compare an export, from uint8 pictures to probabilities, with its run: answers and speed."
     ours, theirs = _all_probs(run.probs, pictures), _all_probs(export, pictures)
     batches = {f'batch_{n}': pictures[:n].contiguous() for n in (1, 64)}

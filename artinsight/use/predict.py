@@ -57,7 +57,10 @@ class Run:
         return 'Run {experiment[name]} at {} px, trained on {data[name]}'.format(self.size, **self.record)
 
 # %% ../../nbs/use/00_predict.ipynb #app-013
-def load_run(path, device='cpu') -> Run:
+def load_run(
+    path,  # a run's folder
+    device='cpu',  # as torch names it
+) -> Run:
     "Open a run, executing nothing of it; FileNotFoundError or ValueError, in one line, where it is none of ours."
     path = user_path(path)
     if not path.is_dir(): raise FileNotFoundError(f'no such run: {path}. Train one with artinsight_train NAME')
