@@ -29,6 +29,7 @@ from .use.export import *
 from .use.page import *
 from .use.app import *
 from .use.explain import *
+from .use.commands import *
 from .data import *
 from .sample import *
 from .loading import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'COUNTS', 'COLUMNS', 'PAINTED_MARK', 'ZIP_BYTES',
            'folder_name', 'describe', 'index', 'choose', 'split_validation', 'parts', 'counts_by_class', 'fingerprint',
-           'data_folder', 'download', 'artinsight_download']
+           'data_folder', 'download']
 
 # %% ../nbs/00_data.ipynb #8f55cb98
 import hashlib, os, re, sys
@@ -17,7 +17,6 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/00_data.ipynb #c36f01df
 from .engine.files import user_path
-from .engine.console import console
 from .engine.download import fetch
 from .engine.folders import find_root, HALVES, list_pictures
 from .engine.split import grouped_part
@@ -245,10 +244,3 @@ def download(
     root = fetch(_HANDLE, ZIP_BYTES, folder) / 'Real_AI_SD_LD_Dataset'
     _check_counts(root, counts)
     return root
-
-@console
-def artinsight_download(
-    folder: str = None,  # where to keep it (default: kagglehub's cache)
-):
-    "Fetch AI-ArtBench from Kaggle (about 11 GB, resumable) and print its folder."
-    print(download(folder))

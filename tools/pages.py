@@ -333,7 +333,7 @@ def report():
         stage('painted sample')
         data = painted_sample(**STUDY_SAMPLE)
     stage(f'five quick trainings, weights: {weights}')
-    code = 'from artinsight.study import artinsight_reproduce as command; command()'
+    code = 'from artinsight.use.commands import artinsight_reproduce as command; command()'
     options = ['--data', str(data), '--runs', str(runs), '--quick', '--weights', weights]
     done = subprocess.run([sys.executable, '-c', code, *options], stdout=sys.stderr)
     if done.returncode: sys.exit(done.returncode)  # it has told why
