@@ -77,8 +77,9 @@ def after_epoch(self: Checkpoint):
                       'seconds': time.perf_counter() - self.began})
     if self.new_best: self.best_weights = copy_weights(self.model)
     if not hasattr(self, 'progress'):
-        print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()),
-              file=sys.stderr)
+        figures = ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items())
+        left = (self.n_epoch - self.epoch - 1) * self.rows[-1]['seconds']
+        print(f'{self.file.parent.name}: {figures}; at most {left:.0f} s left', file=sys.stderr)
     try: self.write()
     except OSError as error: self.fault = error
     if self.finished or self.fault: raise CancelFitException()
