@@ -17,6 +17,7 @@ from .engine.heatmaps import *
 from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
+from .engine.figures import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *
@@ -29,6 +30,7 @@ from .use.export import *
 from .use.page import *
 from .use.app import *
 from .use.explain import *
+from .use.gallery import *
 from .use.commands import *
 from .data import *
 from .sample import *
