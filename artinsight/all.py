@@ -30,7 +30,7 @@ from .use.export import *
 from .use.page import *
 from .use.app import *
 from .use.explain import *
-from .use.gallery import *
+from .use.lightbox import *
 from .use.commands import *
 from .data import *
 from .sample import *

@@ -223,10 +223,17 @@ def figure(pieces, flags, number):
                    for letter, words in zip('abcdef', below)]
         pieces = [f'{raw("<figure>")}\n\n{piece}\n\n{words}' for piece, words in zip(pieces, letters)]
         pieces = [raw('<div class="beside">'), *pieces, raw('</div>')]
-    title = [raw('<figcaption>'), f'**{number}.** {caption}', raw('</figcaption>')]
+    title = [raw('<figcaption>'), f'**{number}.** {caption}' if number else caption, raw('</figcaption>')]
     parts = [*title, *pieces] if label.startswith('tbl-') else [*pieces, *title]
     opening = f'<figure id="{label}" class="{flags.get("classes:", label[:3])}">'
     return '\n\n'.join([raw(opening), *parts, raw('</figure>')])
+
+def shown_outputs(cell, alt, page=True):
+    "What a cell shows, as pieces of Markdown."
+    flags = directives(cell)
+    outputs = [output for output in cell.outputs if flags.get('output:') != 'false' and (
+        page or not {'image/png', 'image/jpeg', 'text/html'} & output.get('data', {}).keys())]
+    return [piece for piece in (shown_output(output, flags.get('fig-alt:', alt)) for output in outputs) if piece]
 
 def shown(nb, page=True):
     "What a reader sees of a notebook, as pieces of Markdown; README has neither folds nor pictures."
@@ -243,10 +250,7 @@ def shown(nb, page=True):
         if source and flags.get('echo:') != 'false':
             code = f'~~~~~~python\n{source}\n~~~~~~'
             yield folded(code, flags) if page and flags.get('code-fold:') != 'false' else code
-        outputs = [output for output in cell.outputs if flags.get('output:') != 'false' and (
-            page or not {'image/png', 'image/jpeg', 'text/html'} & output.get('data', {}).keys())]
-        pieces = [shown_output(output, flags.get('fig-alt:', f'Figure: {heading}')) for output in outputs]
-        pieces = [piece for piece in pieces if piece]
+        pieces = shown_outputs(cell, f'Figure: {heading}', page)
         label = flags.get('label:')
         if page and pieces and label in numbered: yield figure(pieces, flags, numbered[label])
         else: yield from pieces
@@ -331,9 +335,9 @@ def slides(talk, nbs):
     "A talk written for Quarto's revealjs, with the figures that it embeds from notebooks, as one page of sections."
     def embedded(found):
         nb, label = nbs[found[1]], found[2]
-        numbered = numbers(nb)
-        pieces = [piece for piece in shown(nb) if f'<figure id="{label}"' in piece]
-        return references(pieces[0], numbered).replace(f'**{numbered[label]}.** ', '') if pieces else ''
+        cell = next(cell for cell in nb.cells if directives(cell).get('label:') == label)
+        pieces, flags = shown_outputs(cell, label), directives(cell)
+        return references(figure(pieces, flags, '') if label in numbers(nb) else '\n\n'.join(pieces), numbers(nb))
     return re.sub(r'\{\{< embed (\S+?\.ipynb)#([\w-]+)[^>]*>\}\}', embedded, talk)
 
 def directory(dest, site, nbs):
