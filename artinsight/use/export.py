@@ -25,6 +25,7 @@ from ..engine.files import atomic_write, discard, user_path
 from ..engine.console import console
 from ..engine.pictures import SQUASH
 from ..engine.augment import normalise
+from ..engine.runs import answer
 from ..engine.runs import git_commit
 from ..data import CLASSES, fingerprint, index
 from ..sample import painted_sample
@@ -39,7 +40,7 @@ class Pixels(nn.Module):
     def __init__(self, run: Run):
         super().__init__()
         self.model = deepcopy(run.model).cpu().eval()
-    def forward(self, pictures): return self.model(normalise(pictures)).softmax(1)
+    def forward(self, pictures): return answer(self.model, normalise(pictures))
 
 # %% ../../nbs/use/02_export.ipynb #app-059
 def need(extra: str, *modules: str) -> list:
