@@ -44,7 +44,7 @@ class Experiment(Options):
     frozen: tuple = ()  # names of layers that keep their weights and statistics
     augment: tuple = ()  # steps of loading.AUGMENTATIONS
     epochs: int = 10  # at most
-    patience: int = 3  # epochs without a better validation loss before stopping
+    patience: int = 3  # epochs without a better validation loss before stopping; 0: train them all, keep the last
     lr: float = 1e-3  # learning rate of SGD; with one_cycle the highest
     one_cycle: bool = False  # let the rate rise and fall again over all epochs, instead of keeping it
     momentum: float = .9  # of SGD; one_cycle moves it from .95 to .85 and back

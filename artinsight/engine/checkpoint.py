@@ -34,10 +34,15 @@ class Checkpoint(TrackerCallback):
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #29f79a57
 @patch(as_prop=True)
-def best_epoch(self: Checkpoint): return min(range(len(self.rows)), key=lambda number: self.rows[number]['valid_loss'])
+def best_epoch(self: Checkpoint):
+    "The epoch whose weights are kept: that of the smallest validation loss, or without patience the last one."
+    if not self.patience: return len(self.rows) - 1
+    return min(range(len(self.rows)), key=lambda number: self.rows[number]['valid_loss'])
 
 @patch(as_prop=True)
-def finished(self: Checkpoint): return bool(self.rows) and len(self.rows) - 1 - self.best_epoch >= self.patience
+def finished(self: Checkpoint):
+    "Whether patience is at its end."
+    return bool(self.rows and self.patience) and len(self.rows) - 1 - self.best_epoch >= self.patience
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #611a35c2
 @patch
@@ -86,7 +91,7 @@ def after_epoch(self: Checkpoint):
     losses = dict(zip(self.recorder.metric_names[1:-1], (float(value) for value in self.recorder.values[-1])))
     self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds,
                       'seconds': time.perf_counter() - self.began})
-    if self.new_best: self.best_weights = copy_weights(self.answering())
+    if self.new_best or not self.patience: self.best_weights = copy_weights(self.answering())
     if not hasattr(self, 'progress'):
         print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()),
               file=sys.stderr)
