@@ -17,7 +17,9 @@ from .engine.heatmaps import *
 from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
+from .engine.backbones import *
 from .engine.figures import *
+from .engine.recipes import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *

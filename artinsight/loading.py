@@ -21,7 +21,7 @@ from .engine.files import cache_folder
 from .engine.workers import ahead, fit_threads, keep_freed_memory
 from .engine.store import build_store, Store
 from .engine.precision import CPU, move
-from .engine.augment import augment_batch, AUGMENTATIONS, denormalise, normalise
+from .engine.augment import augment_batch, AUGMENTATIONS, denormalise, normalise, shrink
 from .data import CLASSES, counts_by_class
 
 # %% ../nbs/02_loading.ipynb #a6750cb4
@@ -75,6 +75,7 @@ class BatchLoader(DataLoader):
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, device=device or torch.device('cpu'),
                          **{**kwargs, 'num_workers': 0})
         self.augment, self.seed, self.epoch, self.n_inp = tuple(augment), seed, epoch, 1
+        self.side = None  # pixels to which training pictures are shrunk at last; None: they stay as they are
 
     def new(self, dataset=None, cls=None, **kwargs):
         "The same loader with other arguments."
@@ -112,9 +113,10 @@ def finish_pictures(self: BatchLoader, x):
     "Augment, while training, and normalise; on a CPU a few pictures at a time, which stay in its cache."
     steps = self.augment if self.shuffle else ()
     n = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
-    out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+    side = self.side or x.shape[-1]
+    out = torch.empty((*x.shape[:2], side, side), device=x.device, memory_format=torch.channels_last)
     for pictures, result in zip(x.split(n), out.split(n)):
-        normalise(augment_batch(pictures, steps, self.generator), result)
+        normalise(shrink(augment_batch(pictures, steps, self.generator), side), result)
     return out
 
 # %% ../nbs/02_loading.ipynb #6f235a36

@@ -24,7 +24,7 @@ from .sample import painted_sample, STUDY_SAMPLE
 from .loading import describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, PRETRAINED, VARIANTS, weights_name
+from .resnet18 import build_model, FROM_SCRATCH, VARIANTS, weights_name
 from .evaluation import evaluate
 
 # %% ../nbs/08_study.ipynb #efab1d64
@@ -55,7 +55,8 @@ def finished(
     "The record of a run that is already what is asked for; None otherwise."
     try: record = read_record(run)
     except (OSError, ValueError): return None
-    same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['weights'] == weights
+    same = {**asdict(Experiment('older', 'none')), **record['experiment']} == json.loads(json.dumps(asdict(experiment)))
+    same = same and record['weights'] == weights
     whole = all((run / name).is_file() for name in ('model.safetensors', 'predictions.npz', 'history.csv'))
     if not (same and whole and record['data'].get('index_sha256') == sha): return None
     print(f'{experiment.name}: already done', file=sys.stderr)
@@ -109,7 +110,7 @@ def run_experiment(
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run = user_path(runs) / experiment.name
-    first = weights_name(weights) if experiment.model in PRETRAINED else 'none'
+    first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
     asked = first, fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written

@@ -24,6 +24,7 @@ from torch import nn
 from ..engine.files import atomic_write, discard, user_path
 from ..engine.pictures import SQUASH
 from ..engine.augment import normalise
+from ..engine.runs import answer
 from ..engine.runs import git_commit
 from ..data import CLASSES, fingerprint, index
 from ..sample import painted_sample
@@ -38,7 +39,7 @@ class Pixels(nn.Module):
     def __init__(self, run: Run):
         super().__init__()
         self.model = deepcopy(run.model).cpu().eval()
-    def forward(self, pictures): return self.model(normalise(pictures)).softmax(1)
+    def forward(self, pictures): return answer(self.model, normalise(pictures))
 
 # %% ../../nbs/use/02_export.ipynb #app-059
 def need(extra: str, *modules: str) -> list:
