@@ -18,7 +18,8 @@ import numpy as np, pandas as pd
 # %% ../nbs/00_data.ipynb #c36f01df
 from .engine.console import console
 from .engine.download import fetch
-from .engine.folders import class_folder, data_folder, find_root, fingerprint, HALVES, list_pictures
+from .engine.folders import class_folder, find_root, HALVES, list_pictures
+from .engine.folders import data_folder, fingerprint  # noqa: F401, they are looked for here
 from .engine.split import at_most, grouped_part, own_index
 
 # %% ../nbs/00_data.ipynb #3be56187
