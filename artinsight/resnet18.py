@@ -58,24 +58,25 @@ RESNET18_BEST = Experiment('resnet18_best', model='resnet18', augment=MILD, size
 VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BEST)
 
 # %% ../nbs/05_resnet18.ipynb #405fac6c
-def _build_simple_cnn(experiment, weights): return simple_cnn(experiment.size)
-def _build_resnet18(experiment, weights): return freeze(resnet18(weights), experiment.frozen)
-def _build_other(experiment, weights):
-    model = build_backbone(experiment.model, len(CLASSES), weights, experiment.size)
+def _build_simple_cnn(experiment, weights, classes): return simple_cnn(experiment.size, classes)
+def _build_resnet18(experiment, weights, classes): return freeze(resnet18(weights, classes), experiment.frozen)
+def _build_other(experiment, weights, classes):
+    model = build_backbone(experiment.model, classes, weights, experiment.size)
     return freeze(model, experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
-          'resnet18': _build_resnet18}  # name -> function of a recipe and first weights
+          'resnet18': _build_resnet18}  # name -> function of a recipe, first weights and outputs
 FROM_SCRATCH = ('simple_cnn',)  # models that have no first weights but random ones
 
 # %% ../nbs/05_resnet18.ipynb #8f514139
 def build_model(
     experiment: Experiment,
     weights: str = 'imagenet',  # first weights, for models that can choose: 'imagenet', 'none' or a file
+    classes: int = len(CLASSES),  # outputs
 ) -> nn.Module:  # on the CPU
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
     torch.manual_seed(experiment.seed)
-    model = MODELS.get(experiment.model, _build_other)(experiment, weights)
+    model = MODELS.get(experiment.model, _build_other)(experiment, weights, classes)
     model.flip_average = experiment.flip_average
     return model
 
@@ -105,10 +106,11 @@ def load_model(
     run,  # a run's folder
 ) -> nn.Module:  # in evaluation mode, on the CPU
     "A run's trained model; FileNotFoundError or ValueError where the run is unfinished or its files do not fit."
-    experiment, file = load_experiment(read_record(run)), user_path(run) / 'model.safetensors'
+    record, file = read_record(run), user_path(run) / 'model.safetensors'
+    experiment = load_experiment(record)
     if not file.is_file(): raise FileNotFoundError(f'no weights in {run}: model.safetensors is missing')
     try:
-        model = build_model(experiment, 'none')
+        model = build_model(experiment, 'none', len(record['classes']))
         model.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f'{file} is damaged or belongs to another model') from error

@@ -18,10 +18,10 @@ from filelock import FileLock
 from .engine.files import user_path
 from .engine.workers import beside
 from .engine.precision import find_device, pick_precision
-from .engine.runs import git_commit, run_lock
-from .data import fingerprint, index, parts
+from .engine.runs import git_commit, run_lock, saved_classes
+from .data import CLASSES, fingerprint, index, parts, TARGETS
 from .sample import painted_sample, STUDY_SAMPLE
-from .loading import describe_data, loaders_of, open_store
+from .loading import class_names, describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
 from .resnet18 import build_model, FROM_SCRATCH, VARIANTS, weights_name
@@ -35,13 +35,16 @@ def find_experiment(
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
+    target: str = 'class',  # what is told apart, see data.TARGETS; another one has another name
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
     if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
-    experiment = replace(EXPERIMENTS[name], seed=seed)
+    if target not in TARGETS: raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
+    experiment = replace(EXPERIMENTS[name], seed=seed, target=target)
+    if target != 'class': experiment = replace(experiment, name=f'{name}-{target}')
     if quick: experiment = experiment.quick_version()
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
 
@@ -72,9 +75,11 @@ def _make_ready(experiment, frame, device=None):
 
 # %% ../nbs/08_study.ipynb #a40c7e55
 def _figures(run: Path) -> dict:
-    "The figures of a run's saved predictions."
+    "The classes of a run's saved predictions, and their figures."
     predicted = {part: load_predictions(run, part) for part in ('validation', 'test')}
-    return {part: evaluate(target, probs, ids) for part, (ids, target, probs) in predicted.items()}
+    classes = saved_classes(run / 'predictions.npz') or CLASSES
+    figures = {part: evaluate(target, probs, ids, classes) for part, (ids, target, probs) in predicted.items()}
+    return {'classes': classes, **figures}
 
 def finish(
     run: Path,  # a run's folder, with its predictions
@@ -95,7 +100,7 @@ def _train_run(run, experiment, frame, model, weights, sha, device, precision, r
     for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
     summary = train(experiment, model, dls, run, precision)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
-    about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha)}
+    about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha, experiment.target)}
     return finish(run, experiment, {**summary, **about})
 
 # %% ../nbs/08_study.ipynb #57c3374c
@@ -109,12 +114,12 @@ def run_experiment(
     resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
-    run = user_path(runs) / experiment.name
+    run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
     first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
     asked = first, fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
-    model = build_model(experiment, weights)
+    model = build_model(experiment, weights, classes)
     with run_lock(run):
         done = finished(run, experiment, *asked) if resume else None  # another process was faster
         return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume)

@@ -71,6 +71,11 @@ def _index(data):
     from artinsight.data import data_folder, index
     return index(data_folder(data))
 
+def _recipe(frame, *words):
+    "An experiment by name, as find_experiment takes it, with epochs that fit the pictures."
+    from artinsight.study import find_experiment
+    return find_experiment(*words).fit_epochs(frame)
+
 def _trained(recipe, frame, *options):
     "Run an experiment, with all progress on standard error."
     from artinsight.study import run_experiment
@@ -88,13 +93,13 @@ def artinsight_train(
     weights: str = 'imagenet',  # first weights of a ResNet18: imagenet, none or a file
     precision: str = 'auto',  # auto, fp32, 'bf16 channels_last', ...: see loading.PRECISIONS
     batch_size: int = None,  # pictures (default: the recipe's)
+    target: str = 'class',  # what is told apart: class, origin, style, generator or generator_style
     resume: bool_arg = True,  # skip what is done, go on with what is half done; --resume no begins anew
     json: store_true = False,  # print the record as JSON
 ):
     "Train one experiment, or continue it, and print its figures."
     frame = _index(data)
-    from artinsight.study import find_experiment
-    recipe = find_experiment(name, quick, seed, batch_size).fit_epochs(frame)
+    recipe = _recipe(frame, name, quick, seed, batch_size, target)
     _show_records([_trained(recipe, frame, runs, weights, device, precision, resume)], json)
 
 # %% ../../nbs/use/09_commands.ipynb #command-17
@@ -126,10 +131,10 @@ def artinsight_evaluate(
     "Compute a run's test figures again from its saved predictions, each with its 95 % interval."
     from artinsight.evaluation import bootstrap, evaluate, Predictions
     from artinsight.training import load_predictions, read_record
-    record = read_record(run)
-    ids, target, probs = load_predictions(run)
-    _show_records([{**record, 'test': evaluate(target, probs, ids)}], json)
-    if not json: print('\nWith 95 % intervals:\n' + bootstrap(Predictions(target, probs, ids)).round(4).to_string())
+    record, (ids, target, probs) = read_record(run), load_predictions(run)
+    predictions = Predictions(target, probs, ids, record['classes'])
+    _show_records([{**record, 'test': evaluate(target, probs, ids, record['classes'])}], json)
+    if not json: print('\nWith 95 % intervals:\n' + bootstrap(predictions).round(4).to_string())
 
 # %% ../../nbs/use/09_commands.ipynb #3e62aa2d
 def _show_audit(result):
