@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% ../../nbs/use/01_card.ipynb #cd7ee66d
 from ..engine.files import atomic_write, printable
-from ..data import CLASSES, TARGETS
+from ..data import CLASSES, coarser, TARGETS
 from ..trust.audit import limits
 from .predict import ACCURACY, claim_file, MADE_BY, Run
 
@@ -70,9 +70,10 @@ def _figures_table(figures: dict, target: str, k: int) -> str:  # Markdown
     return '\n'.join([f"| on {figures['n']:,} test pictures | |", '|---|---|', *rows])
 
 # %% ../../nbs/use/01_card.ipynb #app-053b
-def _audit_text(run) -> str:  # Markdown
+def _audit_text(run: Run) -> str:  # Markdown
     "What the run's audit found, if it had one."
-    file, command = Path(run) / 'audit.json', f'`artinsight_audit {Path(run).name}`'
+    if coarser(run.classes, 'class') is None: return 'It cannot be audited: an audit asks about style and origin.'
+    file, command = run.path / 'audit.json', f'`artinsight_audit {run.path.name}`'
     if not file.is_file():
         return f'This run has not been audited: {command} looks for shortcuts, twins, and damage that it cannot bear.'
     try: findings = limits(loads(file.read_text(encoding='utf-8')))
@@ -122,7 +123,7 @@ def _limits_text(run: Run) -> str:
     "What no such model can do."
     k = len(run.classes)
     closed = 'Twenty classes and no "none of these": a photograph of a cat gets a style, too.'
-    if run.classes != CLASSES: closed = f'{k} classes and no "none of these": whatever is none of them gets one of them, too.'
+    if run.classes != CLASSES: closed = f'{k} classes and no "none of these": everything else gets one of them, too.'
     return f'- {closed}\n{_LIMITS if run.classes in TARGETS.values() else _OWN_LIMITS}'
 
 # %% ../../nbs/use/01_card.ipynb #app-055a
@@ -132,7 +133,7 @@ def _card_text(run: Run) -> str:
     figures = _figures_table(record['test'], record['experiment']['target'], k)
     parts = {'How well it does': f"{figures}\n\n{_confidence(run.calibration)}",
              'Data': _data_text(run), 'Recipe': _recipe_table(record), 'Use': _USE,
-             'Limits': f'{_limits_text(run)}\n\n{_audit_text(run.path)}', 'Licence': _LICENCE}
+             'Limits': f'{_limits_text(run)}\n\n{_audit_text(run)}', 'Licence': _LICENCE}
     alert = f'> **{alert}**' if alert else ''
     head = f"# {record['experiment']['name']}: {title}\n\n{alert}\n\n{sorts}: {k} classes.\n"
     return head + ''.join(f'\n## {title}\n\n{text}\n' for title, text in parts.items()) + f'\n<!-- {MADE_BY} -->\n'

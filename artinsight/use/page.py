@@ -94,7 +94,8 @@ def _named(row: dict) -> str:
 def _verdict_html(row: dict, probs: np.ndarray, classes: tuple) -> str:
     "The verdict in plain words, the origin gauge and the likeliest styles where the run tells them, and all classes."
     name, unsure = _named(row), row['unsure']
-    title = f'Not sure. My best guess: {name}' if unsure else f'This looks like {name}'
+    like = 'This looks like' if 'style' in row or 'origin' not in row else 'This looks'
+    title = f'Not sure. My best guess: {name}' if unsure else f'{like} {name}'
     first = html.escape(words(row['class']))
     note = f"My first choice of {len(classes)}, {first}, gets {row['probability']:.0%}"
     gauge = _gauge(row['AI']) if 'AI' in row else ''
