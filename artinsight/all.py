@@ -20,6 +20,7 @@ from .engine.painters import *
 from .engine.backbones import *
 from .engine.figures import *
 from .engine.recipes import *
+from .engine.ranks import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 # %% ../nbs/08_study.ipynb #7fd3b66c
 from .engine.files import user_path
-from .engine.workers import beside
+from .engine.workers import barrier, beside, first_alone, join_ranks, rank
 from .engine.precision import find_device, pick_precision
 from .engine.runs import git_commit, run_lock, saved_classes
 from .data import CLASSES, fingerprint, index, parts, TARGETS
@@ -87,17 +87,20 @@ def finish(
     more: dict,  # what else the record says
 ) -> dict:  # the record
     "Evaluate a trained run, write its record and drop its checkpoint."
-    write_record(run, {'experiment': asdict(experiment), 'quick': experiment.quick, **more, **_figures(run)})
-    (run / 'checkpoint.safetensors').unlink(missing_ok=True)
+    if not rank():
+        write_record(run, {'experiment': asdict(experiment), 'quick': experiment.quick, **more, **_figures(run)})
+        (run / 'checkpoint.safetensors').unlink(missing_ok=True)
+    barrier()
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #cb989797
 def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume):
     "Prepare, train, evaluate and record a run whose folder we hold."
     began = time.perf_counter()
-    tables, store, dls = _make_ready(experiment, frame, device)
     old = ['record.json', 'audit.json'] + ([] if resume else ['checkpoint.safetensors'])
-    for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
+    with first_alone():
+        tables, store, dls = _make_ready(experiment, frame, device)
+        for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
     summary = train(experiment, model, dls, run, precision)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
     about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha, experiment.target)}
@@ -114,6 +117,7 @@ def run_experiment(
     resume: bool = True,  # skip it if it is done, go on if it is half done?
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
+    join_ranks()
     run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
     first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
     asked = first, fingerprint(frame)
