@@ -179,7 +179,7 @@ def join_ranks(
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK') or 0))
     dist.init_process_group(timeout=timedelta(hours=hours))
     atexit.register(dist.destroy_process_group)
-    if rank(): sys.stdout = open(os.devnull, 'w')
+    if rank(): os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # below whatever stands for standard output now
 
 # %% ../../nbs/engine/02_workers.ipynb #647357e2
 @contextmanager
