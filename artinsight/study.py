@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENTS', 'find_experiment', 'finished', 'finish', 'run_experime
            'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #0eb0ffcd
-import gc, json, sys, time
+import gc, json, re, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from .engine.console import console
 from .engine.workers import beside
 from .engine.precision import find_device, pick_precision
 from .engine.runs import git_commit, run_lock
+from .engine.recipes import modern
 from .data import data_folder, fingerprint, index, parts
 from .sample import painted_sample, STUDY_SAMPLE
 from .loading import describe_data, loaders_of, open_store
@@ -34,18 +35,24 @@ from .evaluation import bootstrap, evaluate, ladder, Predictions, results_table
 # %% ../nbs/08_study.ipynb #efab1d64
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
 
+def _modern(name):
+    "The modern recipe for modern_MODEL, a model of torchvision or timm; None for another name."
+    _, start, model = name.partition('modern_')
+    if start and model: return Experiment(re.sub(r'\W', '_', name), model=model, **modern(model))
+
 def find_experiment(
-    name: str,  # one of EXPERIMENTS
+    name: str,  # one of EXPERIMENTS, or modern_MODEL
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
-    if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
+    known = _modern(name) or EXPERIMENTS.get(name)
+    if not known: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}, modern_MODEL')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
-    experiment = replace(EXPERIMENTS[name], seed=seed)
+    experiment = replace(known, seed=seed)
     if quick: experiment = experiment.quick_version()
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
 
@@ -188,7 +195,7 @@ def _show_records(records, as_json, steps=None):
 # %% ../nbs/08_study.ipynb #afe5573b
 @console
 def artinsight_train(
-    name: str,  # simple_cnn, resnet18_base, resnet18_aggressive, resnet18_augmented or resnet18_best
+    name: str,  # simple_cnn, resnet18_base, resnet18_aggressive, resnet18_augmented, resnet18_best or modern_MODEL
     data: str = None,  # data set folder (default: $ARTINSIGHT_DATA)
     runs: str = 'runs',  # folder of runs
     quick: store_true = False,  # a version for a laptop

@@ -71,7 +71,8 @@ def run_one(args, frame, variant, seed):
            'best_epoch': record['best_epoch'], 'images_per_second': record['images_per_second'],
            'precision': record['environment']['precision'], 'threads': record['environment']['threads']}
     row |= {f'{part}_{figure}': record[part][figure] for part in ('validation', 'test') for figure in FIGURES}
-    say(f"{variant}, seed {seed}: validation {row['validation_accuracy']:.3f} {row['validation_balanced_accuracy']:.3f}, "
+    figures = f"{row['validation_accuracy']:.3f} {row['validation_balanced_accuracy']:.3f}"
+    say(f'{variant}, seed {seed}: validation {figures}, '
         f"{row['minutes']:.1f} min")
     return row
 

@@ -168,14 +168,15 @@ def build_backbone(
     if error: raise ValueError(f'{name} cannot take pictures of {side} px: it was made for {about.size}') from error
     return model
 
-# %% ../../nbs/engine/19_backbones.ipynb #7369850a
+# %% ../../nbs/engine/19_backbones.ipynb #ade76caa
 _SIDE = 224  # pixels of the blank picture that is looked at
 
 def _units(module, cells, prefix=''):
     "Names of the parts of a model, sequences whose maps have several sizes taken apart."
     for name, child in module.named_children():
         parts = [f'{prefix}{name}.{part}' for part, _ in child.named_children()]
-        if len({cells[part] for part in parts if part in cells}) > 1 and isinstance(child, (nn.Sequential, nn.ModuleList)):
+        several = len({cells[part] for part in parts if part in cells}) > 1
+        if several and isinstance(child, (nn.Sequential, nn.ModuleList)):
             yield from _units(child, cells, f'{prefix}{name}.')
         elif next(child.parameters(), None) is not None: yield prefix + name
 
