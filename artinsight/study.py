@@ -98,13 +98,13 @@ def finish(
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #cb989797
-def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume):
+def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume, cbs):
     "Prepare, train, evaluate and record a run whose folder we hold."
     began = time.perf_counter()
     tables, store, dls = _make_ready(experiment, frame, device)
     old = ['record.json', 'audit.json'] + ([] if resume else ['checkpoint.safetensors'])
     for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
-    summary = train(experiment, model, dls, run, precision)
+    summary = train(experiment, model, dls, run, precision, cbs)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
     about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha)}
     return finish(run, experiment, {**summary, **about})
@@ -118,6 +118,7 @@ def run_experiment(
     device: str | None = None,  # None: the best one there is
     precision: str = 'auto',  # see loading.pick_precision
     resume: bool = True,  # skip it if it is done, go on if it is half done?
+    cbs: tuple = (),  # more fastai callbacks
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run = user_path(runs) / experiment.name
@@ -128,7 +129,7 @@ def run_experiment(
     model = build_model(experiment, weights)
     with run_lock(run):
         done = finished(run, experiment, *asked) if resume else None  # another process was faster
-        return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume)
+        return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume, cbs)
 
 # %% ../nbs/08_study.ipynb #7a6a8f6e
 def _side_by_side(recipes, frame, runs, weights, device, resume):

@@ -100,7 +100,8 @@ def write(args, frame, rows, file):
     whole = [row for row in rows if row['variant'] == 'whole']
     keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES]
     result = {**environment(), 'data': frame.attrs['name'], 'weights': weights_name(args.weights),
-              'experiment': asdict(recipe(args, 'whole', args.seeds[0])), 'whole': {key: mean_of(whole, key) for key in keys},
+              'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
+              'whole': {key: mean_of(whole, key) for key in keys},
               'rows': rows, 'differences': differences(args, frame, rows)}
     with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1) + '\n')
 

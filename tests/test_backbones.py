@@ -119,7 +119,8 @@ def test_a_transformer_has_no_stages_and_says_so(name):
 
 @pytest.mark.parametrize('name, says', [
     ('resnet19', "no model 'resnet19'"), ('fasterrcnn_resnet50_fpn', 'no model'),
-    ('timm/resnet19', 'timm has no model'), ('timm/resnet18.no_such_tag', 'timm has no model'), ('keras/vgg', "no library 'keras'"), ('', "no model ''")])
+    ('timm/resnet19', 'timm has no model'),
+    ('timm/resnet18.no_such_tag', 'timm has no model'), ('keras/vgg', "no library 'keras'"), ('', "no model ''")])
 def test_an_unknown_name_is_refused_in_one_line(name, says):
     with pytest.raises(ValueError, match=says) as raised: build_backbone(name, 20, 'none')
     assert '\n' not in str(raised.value)

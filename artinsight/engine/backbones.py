@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Description', 'describe_backbone', 'imagenet_file', 'load_trunk', 'find_head', 'Renormalise', 'build_backbone',
-           'find_stages', 'freeze']
+           'find_stages', 'freeze', 'model_costs']
 
-# %% ../../nbs/engine/19_backbones.ipynb #ce7abb84
+# %% ../../nbs/engine/19_backbones.ipynb #8bd541f8
 import textwrap
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-# %% ../../nbs/engine/19_backbones.ipynb #da3572eb
+# %% ../../nbs/engine/19_backbones.ipynb #e5e3f138
 from .files import user_path
 from .runs import find_weights, read_weights
 from .augment import MEAN, STD
-from .layers import layer_outputs, layers
+from .layers import evaluating, layer_outputs, layers
 
 # %% ../../nbs/engine/19_backbones.ipynb #f0f71885
 @dataclass(frozen=True)
@@ -212,3 +213,15 @@ def freeze(
             raise ValueError(f'no layer {name!r} to freeze: there are {", ".join(there)}') from error
         for module in modules: module.requires_grad_(False)
     return model
+
+# %% ../../nbs/engine/19_backbones.ipynb #69bd4354
+def model_costs(
+    model: nn.Module,
+    size: int,  # pixels
+) -> dict:  # parameters, gflops of one picture, megabytes of the weights
+    "What a model costs, whatever computes it; a multiplication and an addition are two operations."
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), evaluating(model): model(torch.zeros(1, 3, size, size))
+    held = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return {'parameters': sum(weight.numel() for weight in model.parameters()),
+            'gflops': counter.get_total_flops() / 1e9, 'megabytes': held / 1e6}
