@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from sklearn import metrics
 
 # %% ../nbs/09_beyond.ipynb #4dcc5714
-from .data import CLASSES, GENERATORS, STYLES
+from .data import GENERATORS, STYLES
 from .evaluation import bootstrap, confusion, Predictions
 
 # %% ../nbs/09_beyond.ipynb #7e0fc69a
@@ -18,9 +18,10 @@ def choose_origin_threshold(
     validation: Predictions,
 ) -> float:  # call a picture AI from this probability on
     "The threshold with the best balanced accuracy on validation; .5 where it has but one origin."
-    ai = validation.target < len(STYLES)
+    origin = validation.summed('origin')
+    ai = origin.target == 0  # AI is the first origin
     if ai.all() or not ai.any(): return .5
-    miss, hit, thresholds = metrics.roc_curve(ai, validation.origin_probs[:, 0])
+    miss, hit, thresholds = metrics.roc_curve(ai, origin.probs[:, 0])
     return float(min(thresholds[np.argmax(hit - miss)], 1))
 
 # %% ../nbs/09_beyond.ipynb #e001cbc4
@@ -30,7 +31,8 @@ def factored(
     p: Predictions,
     threshold: float = .5,  # AI from this probability on
 ) -> dict:  # plain numbers or None
-    "Origin, style, and style given the true origin."
+    "Origin, style, and style given the true origin; ValueError where the classes do not tell both."
+    p = p.summed('class')
     origin, style = np.divmod(p.target, len(STYLES))
     ai, called_ai = origin == 0, p.origin_probs[:, 0] >= threshold  # AI is the first origin
     of_true_origin = p.probs.reshape(len(p), -1, len(STYLES))[np.arange(len(p)), origin]
@@ -46,11 +48,13 @@ def by_generator(
     p: Predictions,  # with ids
     figures: tuple = ('accuracy', 'origin_accuracy', 'style_accuracy'),  # of HEADLINES
 ) -> pd.DataFrame:  # a row for each generator and figure; columns pictures, value, low, high
-    "Figures with intervals by true generator; ValueError without ids."
-    if p.table is None: raise ValueError('only ids tell the generator: give Predictions the ids')
+    "Figures with intervals by true generator, those that the classes have; ValueError without ids that tell it."
+    if p.table is None or 'generator' not in p.table:
+        raise ValueError('only ids tell the generator: give Predictions the ids')
     parts = {name: p.take((p.table.generator == name).to_numpy()) for name in GENERATORS
              if (p.table.generator == name).any()}
-    return pd.concat({name: bootstrap(part).loc[list(figures)].assign(pictures=len(part))
+    figures = [name for name in figures if name in p.headlines]
+    return pd.concat({name: bootstrap(part).loc[figures].assign(pictures=len(part))
                       for name, part in parts.items()}, names=['generator'])
 
 # %% ../nbs/09_beyond.ipynb #663bbe89
@@ -58,16 +62,17 @@ def class_report(
     p: Predictions,
 ) -> pd.DataFrame:  # a row for each class; precision, recall, f1 and the numbers of true and predicted pictures
     "Per class figures; recall of a class without a picture and precision of one never predicted are nan."
-    k = len(CLASSES)
+    k = len(p.classes)
     scores = metrics.precision_recall_fscore_support(p.target, p.predicted, labels=range(k), zero_division=np.nan)
-    report = pd.DataFrame(dict(zip(('precision', 'recall', 'f1', 'pictures'), scores)), pd.Index(CLASSES, name='class'))
+    names = pd.Index(p.classes, name='class')
+    report = pd.DataFrame(dict(zip(('precision', 'recall', 'f1', 'pictures'), scores)), names)
     return report.assign(predicted=np.bincount(p.predicted, minlength=k))
 
 # %% ../nbs/09_beyond.ipynb #35cfff65
 def _examples(p, true, predicted, k):
     "Ids of the most confident mistakes of one kind."
     if p.table is None: return []
-    rows = np.flatnonzero((p.target == CLASSES.index(true)) & (p.predicted == CLASSES.index(predicted)))
+    rows = np.flatnonzero((p.target == p.classes.index(true)) & (p.predicted == p.classes.index(predicted)))
     return p.table.path.iloc[rows[np.argsort(-p.confidence[rows], kind='stable')[:k]]].tolist()
 
 def confused(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TINY', 'BINS', 'HEADLINES', 'Predictions', 'headline_columns', 'headline_figures', 'group_codes', 'load', 'bootstrap',
-           'evaluate', 'confusion', 'plot_confusion', 'compare', 'reported', 'results_table', 'ladder']
+           'evaluate', 'confusion', 'plot_confusion', 'compare', 'results_table', 'ladder']
 
 # %% ../nbs/06_evaluation.ipynb #f76bfc87
 from copy import copy
-from importlib import resources
+from functools import partial
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
@@ -17,21 +17,12 @@ from sklearn import metrics
 
 # %% ../nbs/06_evaluation.ipynb #153ab4da
 from .engine.files import user_path
-from .engine.intervals import draw, interval
-from .data import CLASSES, describe, ORIGINS, STYLES
+from .engine.folders import class_folder, own_table
+from .engine.heatmaps import plot_counts
+from .engine.intervals import draw, figures_of_sums, interval, only_one_right
+from .engine.runs import prediction_fault, saved_classes
+from .data import CLASSES, coarser, describe, FOLDERS, reported, TARGETS
 from .training import load_predictions
-
-# %% ../nbs/06_evaluation.ipynb #3f0c9d11
-def _fault(target, probs, ids):
-    "What is wrong with predictions, in words; None where nothing is."
-    n, k = target.size, len(CLASSES)
-    if n == 0: return 'no predictions to judge: there is no picture in this part'
-    if target.ndim != 1 or not np.isin(target, range(k)).all():
-        return f'targets must be class numbers 0..{k - 1}, one a picture'
-    if probs.shape != (n, k): return f'{n} targets need ({n}, {k}) probabilities, not {probs.shape}'
-    if (probs < 0).any() or not (np.abs(probs.sum(1) - 1) < .02).all():
-        return 'not probabilities: each row must be >= 0 and sum to 1'
-    if ids is not None and len(ids) != n: return f'{n} targets need as many ids, not {len(ids)}'
 
 # %% ../nbs/06_evaluation.ipynb #a58f42a1
 class Predictions:
@@ -40,11 +31,12 @@ class Predictions:
         target,  # class numbers (n,)
         probs,  # class probabilities (n, classes)
         ids=None,  # relative paths (n,), which tell groups and generators
+        classes=CLASSES,  # names
     ):
-        target, probs = np.asarray(target), np.asarray(probs, dtype=float)
-        if fault := _fault(target, probs, ids): raise ValueError(fault)
-        self.target, self.probs = target.astype(int), probs / probs.sum(1, keepdims=True)
-        self.table = None if ids is None else describe(ids)
+        target, probs, self.classes = np.asarray(target), np.asarray(probs, dtype=float), tuple(classes)
+        if fault := prediction_fault(target, probs, ids, len(classes)): raise ValueError(fault)
+        self.target, self.probs, self.table = target.astype(int), probs / probs.sum(1, keepdims=True), None
+        if ids is not None: self.table = (describe if class_folder(str(ids[0])) in FOLDERS else own_table)(ids)
 
     def __len__(self): return len(self.target)
 
@@ -74,64 +66,80 @@ def take(self: Predictions, rows) -> Predictions:
     return taken
 
 # %% ../nbs/06_evaluation.ipynb #249cc2b3
+@patch
+def summed(self: Predictions, target: str) -> Predictions:
+    "The same pictures asked a coarser question of data.TARGETS; ValueError where these classes do not tell it."
+    numbers = coarser(self.classes, target)
+    if numbers is None: raise ValueError(f'a model of {", ".join(self.classes[:3])}, ... does not tell the {target}')
+    result, names = copy(self), TARGETS[target]
+    result.classes, result.target = names, numbers[self.target]
+    result.probs = self.probs @ np.eye(len(names))[numbers]
+    return result
+
 @patch(as_prop=True)
 def origin_probs(self: Predictions):
     "Probabilities of AI and human (n, origins)."
-    return self.probs.reshape(-1, len(ORIGINS), len(STYLES)).sum(2)
+    return self.summed('origin').probs
 
 @patch(as_prop=True)
 def style_probs(self: Predictions):
     "Probabilities of the styles (n, styles)."
-    return self.probs.reshape(-1, len(ORIGINS), len(STYLES)).sum(1)
+    return self.summed('style').probs
 
 # %% ../nbs/06_evaluation.ipynb #7dd4a94e
 TINY, BINS = 2**-24, 15
-_MEANS = ('loss', 'top2_accuracy', 'origin_accuracy', 'style_accuracy', 'brier')
 
 @patch(as_prop=True)
 def bins(self: Predictions):
     "The confidence bin that each picture falls in (n,)."
     return np.digitize(self.confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
+# %% ../nbs/06_evaluation.ipynb #3abdd920
+@patch(as_prop=True)
+def means(self: Predictions) -> list:
+    "Figures that are means over pictures, as far as these classes have them: a model that knows no style has none."
+    asked = [name for name in ('class', 'generator', 'origin', 'style') if coarser(self.classes, name) is not None
+             and (name in ('origin', 'style') or TARGETS[name] != self.classes)]
+    top2 = ['top2_accuracy'] if len(self.classes) > 2 else []
+    return ['loss', *top2, *(f'{name}_accuracy' for name in asked), 'brier']
+
 # %% ../nbs/06_evaluation.ipynb #fe619717
 @patch
-def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of _MEANS
+def per_picture(self: Predictions) -> np.ndarray:  # (n, figures), in the order of means
     "What each picture adds to the figures that are plain means."
     given = self.probs[np.arange(len(self)), self.target]
     top2 = np.argsort(-self.probs, axis=1, kind='stable')[:, :2]
-    origin, style = np.divmod(self.target, len(STYLES))
-    return np.stack([-np.log(np.maximum(given, TINY)), (top2 == self.target[:, None]).any(1),
-        self.origin_probs.argmax(1) == origin, self.style_probs.argmax(1) == style,
-        1 - 2*given + (self.probs**2).sum(1)], axis=1)
+    values = {'loss': -np.log(np.maximum(given, TINY)), 'top2_accuracy': (top2 == self.target[:, None]).any(1),
+              'brier': 1 - 2*given + (self.probs**2).sum(1)}
+    return np.stack([values[name] if name in values else self.summed(name.removesuffix('_accuracy')).right
+                     for name in self.means], axis=1)
 
 # %% ../nbs/06_evaluation.ipynb #19cc302f
 _AVERAGES = [f'{name}_{how}' for how in ('weighted', 'macro') for name in ('precision', 'recall', 'f1')]
-HEADLINES = ['loss', 'accuracy', 'balanced_accuracy', *_AVERAGES, *_MEANS[1:], 'ece']
-_CELLS = len(CLASSES)**2  # of the confusion matrix
+HEADLINES = ['loss', 'accuracy', 'balanced_accuracy', *_AVERAGES, 'top2_accuracy', 'origin_accuracy', 'style_accuracy',
+             'brier', 'ece']  # of AI-ArtBench's classes
+
+@patch(as_prop=True)
+def headlines(self: Predictions) -> list:
+    "The headline figures that these classes have: HEADLINES, or fewer or others where they are not AI-ArtBench's."
+    return [*HEADLINES[:3], *_AVERAGES, *self.means[1:], 'ece']
 
 def headline_columns(
     p: Predictions,
 ) -> sparse.csr_array:  # (n, cells + bins + means)
     "What each picture adds to the sums that the headline figures need."
-    n, ones = np.arange(len(p)), np.ones(len(p))
-    cells = sparse.csr_array((ones, (n, p.target*len(CLASSES) + p.predicted)), shape=(len(p), _CELLS))
+    n, ones, k = np.arange(len(p)), np.ones(len(p)), len(p.classes)
+    cells = sparse.csr_array((ones, (n, p.target*k + p.predicted)), shape=(len(p), k*k))
     gaps = sparse.csr_array((p.confidence - p.right, (n, p.bins)), shape=(len(p), BINS))
     return sparse.hstack([cells, gaps, sparse.csr_array(p.per_picture())]).tocsr()
 
 # %% ../nbs/06_evaluation.ipynb #5d14075b
 def headline_figures(
     sums: np.ndarray,  # sums of headline_columns (sets, columns)
-) -> np.ndarray:  # (sets, figures), in the order of HEADLINES
+    k: int = len(CLASSES),  # classes
+) -> np.ndarray:  # (sets, figures), in the order of headlines
     "Headline figures of many sets at once, from their sums."
-    counts, gaps, totals = np.split(sums, [_CELLS, _CELLS + BINS], axis=1)
-    cells = counts.reshape(-1, len(CLASSES), len(CLASSES))
-    true, predicted, right = cells.sum(2), cells.sum(1), cells.diagonal(axis1=1, axis2=2)
-    n = np.maximum(true.sum(1), 1)[:, None]
-    scores = right / np.maximum(predicted, 1), right / np.maximum(true, 1), 2*right / np.maximum(true + predicted, 1)
-    each_class = (true > 0) / np.maximum((true > 0).sum(1), 1)[:, None]
-    averages = [(score * weight).sum(1) for weight in (true / n, each_class) for score in scores]
-    means, ece = totals / n, np.abs(gaps / n).sum(1)
-    return np.stack([means[:, 0], right.sum(1) / n[:, 0], averages[4], *averages, *means[:, 1:].T, ece], axis=1)
+    return figures_of_sums(sums, k, BINS)
 
 # %% ../nbs/06_evaluation.ipynb #95a60d25
 def group_codes(
@@ -143,7 +151,7 @@ def group_codes(
     return np.arange(len(p)) if by == 'picture' or p.table is None else pd.factorize(p.table.group)[0]
 
 # %% ../nbs/06_evaluation.ipynb #d478642e
-_FRACTION = np.array([name not in ('loss', 'brier', 'ece') for name in HEADLINES])
+_NO_FRACTION = 'loss', 'brier', 'ece'
 
 def load(
     run,  # a run folder, or Predictions, which are only put in order
@@ -152,7 +160,7 @@ def load(
     "Saved predictions; FileNotFoundError where a run has none."
     if not isinstance(run, Predictions):
         ids, target, probs = load_predictions(run, part)
-        run = Predictions(target, probs, ids)
+        run = Predictions(target, probs, ids, saved_classes(user_path(run) / 'predictions.npz') or CLASSES)
     return run if run.table is None else run.take(np.argsort(run.table.path.to_numpy()))
 
 # %% ../nbs/06_evaluation.ipynb #5c6b6d91
@@ -170,7 +178,8 @@ def _draw_seeds(runs, by, resamples, seed):
     runs = [load(run) for run in listify(runs)]
     for run in runs: _same_pictures(runs[0], run)
     codes, k = group_codes(runs[0], by), len(runs)
-    drawn = [draw(codes, headline_columns(run), headline_figures, resamples, seed) for run in runs]
+    figures = partial(headline_figures, k=len(runs[0].classes))
+    drawn = [draw(codes, headline_columns(run), figures, resamples, seed) for run in runs]
     spread = stats.sem([values for values, _, _ in drawn]) * stats.t.ppf(.975, k - 1) if k > 1 else 0
     return runs[0], codes, [np.mean(part, axis=0) for part in zip(*drawn)], spread
 
@@ -182,34 +191,34 @@ def bootstrap(
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each headline figure; columns value, low, high
     "Headline figures with 95 % intervals; ValueError for an unknown `by` or differing pictures."
-    _, codes, drawn, spread = _draw_seeds(runs, by, resamples, seed)
-    low, high = interval(*drawn, codes, _FRACTION, spread)
+    first, codes, drawn, spread = _draw_seeds(runs, by, resamples, seed)
+    low, high = interval(*drawn, codes, ~np.isin(first.headlines, _NO_FRACTION), spread)
     columns = {'value': drawn[0], 'low': np.maximum(low, 0), 'high': high}
-    return pd.DataFrame(columns, pd.Index(HEADLINES, name='figure'))
+    return pd.DataFrame(columns, pd.Index(first.headlines, name='figure'))
 
 # %% ../nbs/06_evaluation.ipynb #9c1ea84c
 def evaluate(
     target,  # class numbers (n,)
     probs,  # class probabilities (n, classes)
     ids=None,  # relative paths (n,): the accuracy's interval then respects groups
+    classes=CLASSES,  # names
 ) -> dict:  # plain numbers, fractions in 0..1
     "The figures of a run record; ValueError as `Predictions`."
-    table = bootstrap(Predictions(target, probs, ids))
+    table = bootstrap(Predictions(target, probs, ids, classes))
     rest, ends = table.value.drop('brier').to_dict(), table.loc['accuracy', ['low', 'high']].tolist()
     return {'n': len(target), 'loss': rest.pop('loss'), 'accuracy': rest.pop('accuracy'), 'accuracy_ci95': ends, **rest}
 
 # %% ../nbs/06_evaluation.ipynb #91e9884a
 def confusion(
     p: Predictions,
-    view: str = 'class',  # or 'style', 'origin'
+    view: str = 'class',  # its own classes; or a coarser question, such as style or origin
 ) -> pd.DataFrame:  # counts; rows are true names, columns predicted ones
     "A confusion matrix; ValueError for an unknown view."
-    origin, style = np.divmod(p.target, len(STYLES))
-    views = {'class': (p.target, p.predicted, CLASSES), 'style': (style, p.style_probs.argmax(1), STYLES),
-             'origin': (origin, p.origin_probs.argmax(1), ORIGINS)}
+    views = ['class', *(name for name in TARGETS if name != 'class' and coarser(p.classes, name) is not None)]
     if view not in views: raise ValueError(f'view is one of {", ".join(views)}, not {view!r}')
-    true, predicted, names = views[view]
-    return pd.DataFrame(metrics.confusion_matrix(true, predicted, labels=range(len(names))), names, names)
+    if view != 'class': p = p.summed(view)
+    counts = metrics.confusion_matrix(p.target, p.predicted, labels=range(len(p.classes)))
+    return pd.DataFrame(counts, p.classes, p.classes)
 
 # %% ../nbs/06_evaluation.ipynb #828b3956
 def plot_confusion(
@@ -218,58 +227,51 @@ def plot_confusion(
     title: str = '',
 ) -> plt.Axes:
     "A confusion matrix in percent of each true row, legible at any view."
-    counts = confusion(p, view)
-    percent, k = 100 * counts.to_numpy() / counts.sum(axis=1).clip(lower=1).to_numpy()[:, None], len(counts)
-    fig, ax = plt.subplots(figsize=(2.5 + .34*k, 2 + .32*k), layout='constrained')
-    display = metrics.ConfusionMatrixDisplay(percent, display_labels=[name.replace('_', ' ') for name in counts])
-    display.plot(ax=ax, cmap='Blues', values_format='.0f', xticks_rotation=45 if k == 2 else 90, colorbar=False,
-                 im_kw={'vmin': 0, 'vmax': 100}, text_kw={'fontsize': 7 if k > 2 else 10})
-    for value, number in zip(percent.flat, display.text_.flat):
-        number.set(visible=value >= 1, color='white' if value > 55 else 'black')
-    fig.colorbar(display.im_, label='% of true row', shrink=.8)
-    ax.set(xlabel='predicted', ylabel='true', title=title)
-    return ax
+    return plot_counts(confusion(p, view), title)
 
 # %% ../nbs/06_evaluation.ipynb #5d2e7c40
-def _only_one_right(a, b):
-    "How many pictures only a has right, how many only b, and the p of McNemar's exact test."
-    only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
-    return only_a, only_b, stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
-
 def _difference(old, new, figure):
     "A figure of both sides, as _draw_seeds returns them, and its difference with a 95 % interval."
-    (_, codes, before, old_spread), (_, _, after, new_spread) = old, new
-    at, apart = HEADLINES.index(figure), [b - a for a, b in zip(before, after)]
-    most = 1 if _FRACTION[at] else np.inf  # fractions cannot differ by more
+    (first, codes, before, old_spread), (_, _, after, new_spread) = old, new
+    at, apart = first.headlines.index(figure), [b - a for a, b in zip(before, after)]
+    most = np.inf if figure in _NO_FRACTION else 1  # fractions cannot differ by more
     low, high = interval(*apart, codes, False, np.hypot(old_spread, new_spread))[:, at].clip(-most, most).tolist()
     return {'a': float(before[0][at]), 'b': float(after[0][at]), 'difference': float(apart[0][at]),
             'low': low, 'high': high}
+
+# %% ../nbs/06_evaluation.ipynb #1bbb329c
+def _one_question(sides):
+    "Lists of predictions, summed up to the finest question that all answer; ValueError where there is none."
+    sides = [[load(run) for run in listify(side)] for side in sides]
+    if len(asked := {run.classes for side in sides for run in side}) == 1: return sides
+    for target in ('class', 'generator', 'style', 'origin'):
+        if all(coarser(classes, target) is not None for classes in asked):
+            return [[run.summed(target) for run in side] for side in sides]
+    raise ValueError('these runs answer different questions, and none in common: they cannot be compared')
 
 # %% ../nbs/06_evaluation.ipynb #8b4bb8cb
 def compare(
     a,  # a run folder, Predictions, or a list of seeds
     b,  # the same; a positive difference says that b has more
-    figure: str = 'accuracy',  # of HEADLINES
+    figure: str = 'accuracy',  # of headlines
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict:  # plain numbers; p_mcnemar is None where several seeds are pooled
-    "Paired comparison of two runs on one test set; ValueError where the pictures differ."
-    if figure not in HEADLINES: raise ValueError(f'no figure {figure!r}: choose from {", ".join(HEADLINES)}')
-    old, new = (_draw_seeds(side, 'group', resamples, seed) for side in (a, b))
+    "Paired comparison of two runs on one test set, on the finest question that both answer; ValueError says why not."
+    one, other = _one_question([a, b])
+    figures = one[0].headlines
+    if figure not in figures: raise ValueError(f'no figure {figure!r}: choose from {", ".join(figures)}')
+    old, new = (_draw_seeds(side, 'group', resamples, seed) for side in (one, other))
     _same_pictures(old[0], new[0])
-    row = {'figure': figure, 'n': len(old[0]), **_difference(old, new, figure)}
-    only_a, only_b, p = _only_one_right(old[0], new[0])
-    if len(listify(a)) + len(listify(b)) > 2: p = None
+    row = {'figure': figure, 'n': len(old[0]), 'classes': len(one[0].classes), **_difference(old, new, figure)}
+    only_a, only_b, p = only_one_right(old[0].right, new[0].right)
+    if len(one) + len(other) > 2: p = None
     excludes_zero = row['low'] < row['high'] and not row['low'] <= 0 <= row['high']
     real = excludes_zero and (figure != 'accuracy' or p is None or p < .05)
     return row | {'only_a_right': only_a, 'only_b_right': only_b, 'p_mcnemar': p, 'real': real}
 
 # %% ../nbs/06_evaluation.ipynb #0fe87c39
-def reported() -> pd.DataFrame:  # one row a source and model, as published
-    "The reported figures, from `references.csv`."
-    return pd.read_csv(resources.files('artinsight') / 'references.csv')
-
-_TABLE = ['loss', 'accuracy', 'low', 'high', 'balanced_accuracy', *_AVERAGES, *_MEANS[1:-1], 'ece']
+_TABLE = ['loss', 'accuracy', 'low', 'high', *HEADLINES[2:-2], 'ece']
 
 # %% ../nbs/06_evaluation.ipynb #80b3d9a6
 def _study_rows():

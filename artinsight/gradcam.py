@@ -20,12 +20,14 @@ from .engine.augment import normalise
 from .engine.heatmaps import border_mass, entropy, map_grid, peaks
 from .engine.layers import best_layer, default_layer, evaluating, layer_outputs, layers
 from .engine.precision import pick_precision
-from .data import CLASSES
+from .data import CLASSES, coarser, ORIGINS, TARGETS
 
 # %% ../nbs/07_gradcam.ipynb #members
 def _members(name, classes):
-    "Positions in `classes` of the class, the style or the origin called `name`"
-    positions = [i for i, c in enumerate(classes) if name in (c, *c.split('_', 1))]
+    "Positions in `classes` of the class called `name`, or of those that lie in a coarser class of that name"
+    inside = ((coarser(classes, asked), names) for asked, names in TARGETS.items() if name in names)
+    found = [np.flatnonzero(numbers == names.index(name)) for numbers, names in inside if numbers is not None]
+    positions = [classes.index(name)] if name in classes else found[0].tolist() if found else []
     if not positions:
         raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
     return positions
@@ -39,11 +41,11 @@ def ask(
     "The question that `target` means for each picture; `ValueError` if there are not as many targets as pictures"
     n, word = len(logits), target if isinstance(target, str) else None
     if target is None or word == 'class': return logits.argmax(1).tolist()
+    if word in TARGETS and coarser(classes, word) is None: raise ValueError(f'this model does not tell the {word}')
     if word == 'origin': return ['AI'] * n
-    if word == 'style':
-        styles = list(dict.fromkeys(c.split('_', 1)[-1] for c in classes))
-        best = torch.stack([logits[:, _members(s, classes)].logsumexp(1) for s in styles], 1).argmax(1)
-        return [styles[i] for i in best.tolist()]
+    if word in TARGETS:
+        best = torch.stack([logits[:, _members(s, classes)].logsumexp(1) for s in TARGETS[word]], 1).argmax(1)
+        return [TARGETS[word][i] for i in best.tolist()]
     if hasattr(target, 'tolist'): target = target.tolist()
     asked = list(target) if isinstance(target, (list, tuple)) else [target] * n
     if len(asked) != n: raise ValueError(f'{len(asked)} targets for {n} pictures: give one, or one per picture')
@@ -264,13 +266,16 @@ def several_models(
 def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
     "One picture's answer as plain Python: None where an empty map has no statistics"
     def plain(v): return None if v.isnan().any() else np.round(v.tolist(), 6).tolist()
-    best, styles = probs.argsort(descending=True)[:top].tolist(), ask(probs[None].log(), 'style', classes)
+    best, coarse = probs.argsort(descending=True)[:top].tolist(), {}
+    if coarser(classes, 'origin') is not None:
+        coarse['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
+    if coarser(classes, 'style') is not None:
+        style, = ask(probs[None].log(), 'style', classes)
+        coarse['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
     return dict(
         predicted=classes[best[0]], probability=plain(probs[best[0]]),
         top=[dict({'class': classes[i]}, probability=plain(probs[i])) for i in best],
-        origin={o: plain(probs[_members(o, classes)].sum())
-                for o in dict.fromkeys(c.split('_', 1)[0] for c in classes)},
-        style=dict(name=styles[0], probability=plain(probs[_members(styles[0], classes)].sum())),
+        **coarse,
         asked=asked if isinstance(asked, str) else classes[asked], asked_probability=plain(sure),
         layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=plain(peak),
         border_mass=plain(border), entropy=plain(spread),

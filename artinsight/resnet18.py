@@ -8,7 +8,7 @@ __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, re
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import torch
 from safetensors import SafetensorError
@@ -43,8 +43,7 @@ def resnet18(
     if weights != 'none':
         file = imagenet_file(published, 'ResNet18') if weights == 'imagenet' else user_path(weights)
         load_trunk(model, 'fc', file, 'a ResNet18')
-    for name in frozen: model.get_submodule(name).requires_grad_(False)
-    return model
+    return freeze(model, frozen)
 
 # %% ../nbs/05_resnet18.ipynb #c24c8f1a
 _FIRST_HALF = ('conv1', 'bn1', 'layer1', 'layer2')
@@ -58,28 +57,28 @@ RESNET18_BEST = Experiment('resnet18_best', model='resnet18', augment=MILD, size
 VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BEST)
 
 # %% ../nbs/05_resnet18.ipynb #405fac6c
-def _build_simple_cnn(experiment, weights): return simple_cnn(experiment.size)
-def _build_resnet18(experiment, weights): return freeze(resnet18(weights), experiment.frozen)
-def _build_other(experiment, weights):
-    model = build_backbone(experiment.model, len(CLASSES), weights, experiment.size)
-    return freeze(model, experiment.frozen)
+def _build_simple_cnn(experiment, weights, classes): return simple_cnn(experiment.size, classes)
+def _build_resnet18(experiment, weights, classes): return resnet18(weights, classes, experiment.frozen)
+def _build_other(experiment, weights, classes):
+    return freeze(build_backbone(experiment.model, classes, weights, experiment.size), experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
-          'resnet18': _build_resnet18}  # name -> function of a recipe and first weights
+          'resnet18': _build_resnet18}  # name -> function of a recipe, first weights and outputs
 FROM_SCRATCH = ('simple_cnn',)  # models that have no first weights but random ones
 
 # %% ../nbs/05_resnet18.ipynb #8f514139
 def build_model(
     experiment: Experiment,
     weights: str = 'imagenet',  # first weights, for models that can choose: 'imagenet', 'none' or a file
+    classes: int = len(CLASSES),  # outputs
 ) -> nn.Module:  # on the CPU
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
     torch.manual_seed(experiment.seed)
-    model = MODELS.get(experiment.model, _build_other)(experiment, weights)
+    model = MODELS.get(experiment.model, _build_other)(experiment, weights, classes)
     model.flip_average = experiment.flip_average
     return model
 
-# %% ../nbs/05_resnet18.ipynb #40781e0c
+# %% ../nbs/05_resnet18.ipynb #04dc591b
 def _known(model):
     "Whether a recipe may name this model: one of ours, or what could be a library's."
     return model in list(MODELS) or isinstance(model, str) and re.fullmatch(r'(timm/)?\w[\w.]*', model)
@@ -90,7 +89,6 @@ def load_experiment(
 ) -> Experiment:
     "The recipe in a record; ValueError for one that this version does not know."
     held, kinds = record['experiment'], {field.name: field.type for field in fields(Experiment)}
-    if isinstance(held, dict): held = {**asdict(Experiment('older', 'none')), **held}  # older ones have fewer fields
     if not isinstance(held, dict) or set(held) != set(kinds) or not _known(held['model']):
         raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
@@ -105,10 +103,11 @@ def load_model(
     run,  # a run's folder
 ) -> nn.Module:  # in evaluation mode, on the CPU
     "A run's trained model; FileNotFoundError or ValueError where the run is unfinished or its files do not fit."
-    experiment, file = load_experiment(read_record(run)), user_path(run) / 'model.safetensors'
+    record, file = read_record(run), user_path(run) / 'model.safetensors'
+    experiment = load_experiment(record)
     if not file.is_file(): raise FileNotFoundError(f'no weights in {run}: model.safetensors is missing')
     try:
-        model = build_model(experiment, 'none')
+        model = build_model(experiment, 'none', len(record['classes']))
         model.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f'{file} is damaged or belongs to another model') from error

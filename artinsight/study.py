@@ -22,11 +22,11 @@ from .engine.files import user_path
 from .engine.console import console
 from .engine.workers import beside
 from .engine.precision import find_device, pick_precision
-from .engine.runs import git_commit, run_lock
+from .engine.runs import git_commit, run_lock, saved_classes
 from .engine.recipes import modern
-from .data import data_folder, fingerprint, index, parts
+from .data import CLASSES, data_folder, fingerprint, index, parts, TARGETS
 from .sample import painted_sample, STUDY_SAMPLE
-from .loading import describe_data, loaders_of, open_store
+from .loading import class_names, describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
 from .resnet18 import build_model, FROM_SCRATCH, VARIANTS, weights_name
@@ -45,6 +45,7 @@ def find_experiment(
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
+    target: str | None = None,  # what is told apart, see data.TARGETS; None: the recipe's own; else it has another name
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
     known = _modern(name) or EXPERIMENTS.get(name)
@@ -52,7 +53,10 @@ def find_experiment(
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
-    experiment = replace(known, seed=seed)
+    target = target or known.target
+    if target not in TARGETS: raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
+    experiment = replace(known, seed=seed, target=target)
+    if target != known.target: experiment = replace(experiment, name=f'{known.name}-{target}')
     if quick: experiment = experiment.quick_version()
     return replace(experiment, batch_size=batch_size) if batch_size else experiment
 
@@ -66,8 +70,7 @@ def finished(
     "The record of a run that is already what is asked for; None otherwise."
     try: record = read_record(run)
     except (OSError, ValueError): return None
-    same = {**asdict(Experiment('older', 'none')), **record['experiment']} == json.loads(json.dumps(asdict(experiment)))
-    same = same and record['weights'] == weights
+    same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['weights'] == weights
     whole = all((run / name).is_file() for name in ('model.safetensors', 'predictions.npz', 'history.csv'))
     if not (same and whole and record['data'].get('index_sha256') == sha): return None
     print(f'{experiment.name}: already done', file=sys.stderr)
@@ -83,9 +86,11 @@ def _make_ready(experiment, frame, device=None):
 
 # %% ../nbs/08_study.ipynb #a40c7e55
 def _figures(run: Path) -> dict:
-    "The figures of a run's saved predictions."
+    "The classes of a run's saved predictions, and their figures."
     predicted = {part: load_predictions(run, part) for part in ('validation', 'test')}
-    return {part: evaluate(target, probs, ids) for part, (ids, target, probs) in predicted.items()}
+    classes = saved_classes(run / 'predictions.npz') or CLASSES
+    figures = {part: evaluate(target, probs, ids, classes) for part, (ids, target, probs) in predicted.items()}
+    return {'classes': classes, **figures}
 
 def finish(
     run: Path,  # a run's folder, with its predictions
@@ -106,7 +111,7 @@ def _train_run(run, experiment, frame, model, weights, sha, device, precision, r
     for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
     summary = train(experiment, model, dls, run, precision, cbs)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
-    about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha)}
+    about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha, experiment.target)}
     return finish(run, experiment, {**summary, **about})
 
 # %% ../nbs/08_study.ipynb #57c3374c
@@ -121,12 +126,12 @@ def run_experiment(
     cbs: tuple = (),  # more fastai callbacks
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
-    run = user_path(runs) / experiment.name
+    run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
     first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
     asked = first, fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
-    model = build_model(experiment, weights)
+    model = build_model(experiment, weights, classes)
     with run_lock(run):
         done = finished(run, experiment, *asked) if resume else None  # another process was faster
         return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume, cbs)
@@ -205,11 +210,12 @@ def artinsight_train(
     weights: str = 'imagenet',  # first weights of a ResNet18: imagenet, none or a file
     precision: str = 'auto',  # auto, fp32, 'bf16 channels_last', ...: see loading.PRECISIONS
     batch_size: int = None,  # pictures (default: the recipe's)
+    target: str = None,  # what is told apart: class, origin, style, generator or generator_style (default: the recipe's)
     resume: bool_arg = True,  # skip what is done, go on with what is half done; --resume no begins anew
     json: store_true = False,  # print the record as JSON
 ):
     "Train one experiment, or continue it, and print its figures."
-    experiment, frame = find_experiment(name, quick, seed, batch_size), index(data_folder(data))
+    experiment, frame = find_experiment(name, quick, seed, batch_size, target), index(data_folder(data))
     with redirect_stdout(sys.stderr):
         record = run_experiment(experiment.fit_epochs(frame), frame, runs, weights, device, precision, resume)
     _show_records([record], json)
@@ -237,7 +243,6 @@ def artinsight_evaluate(
     json: store_true = False,  # print the figures as JSON
 ):
     "Compute a run's test figures again from its saved predictions, each with its 95 % interval."
-    record = read_record(run)
-    ids, target, probs = load_predictions(run)
-    _show_records([{**record, 'test': evaluate(target, probs, ids)}], json)
-    if not json: print('\n' + bootstrap(Predictions(target, probs, ids)).round(4).to_string())
+    record, (ids, target, probs) = read_record(run), load_predictions(run)
+    _show_records([{**record, 'test': evaluate(target, probs, ids, record['classes'])}], json)
+    if not json: print('\n' + bootstrap(Predictions(target, probs, ids, record['classes'])).round(4).to_string())

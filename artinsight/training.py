@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'METRICS', 'Experiment', 'load_predictions', 'has_predictions', 'write_record', 'read_record',
-           'macro_accuracy', 'make_learner', 'summarise', 'prepare', 'fit', 'out_of_memory', 'save_run', 'train']
+           'macro_accuracy', 'make_learner', 'summarise', 'prepare', 'fit', 'save_run', 'train']
 
 # %% ../nbs/03_training.ipynb #9ad46282
 import json, sys
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, MISSING, replace
 from pathlib import Path
 
 # %% ../nbs/03_training.ipynb #c6a9262b
@@ -27,12 +26,12 @@ from torch import nn
 
 # %% ../nbs/03_training.ipynb #5312a153
 from .engine.files import atomic_write, user_path
-from .engine.precision import BatchLearner, BatchPrecision, pick_precision
+from .engine.precision import BatchLearner, BatchPrecision, out_of_memory, pick_precision
 from .engine.runs import (
-    copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions)
+    copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions, saved_classes)
 from .engine.checkpoint import Checkpoint, save_weights, starting_point
 from .engine.recipes import learner_options, one_cycle, Options, recipe_callbacks
-from .data import CLASSES, parts
+from .data import CLASSES, parts, TARGETS
 
 # %% ../nbs/03_training.ipynb #2a199407
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Experiment(Options):
     "A recipe: all that decides how a model is trained."
     name: str  # also the run's folder
     model: str  # 'simple_cnn', 'resnet18' or a name that engine.backbones knows
+    target: str = 'class'  # what is told apart: a column of the index, see data.TARGETS
     size: int = 32  # pictures are squashed to size x size pixels
     frozen: tuple = ()  # names of layers that keep their weights and statistics
     augment: tuple = ()  # steps of loading.AUGMENTATIONS
@@ -72,23 +72,24 @@ def fit_epochs(self: Experiment, frame: pd.DataFrame) -> Experiment:
     chosen = len(parts(frame, self.per_style, self.validation, self.split_by, self.seed)['train'])
     return replace(self, epochs=max(self.epochs, round(_SEEN / chosen)))
 
-# %% ../nbs/03_training.ipynb #b313a12e
+# %% ../nbs/03_training.ipynb #8f07e2a1
 def load_predictions(
     run,  # a run's folder
     part: str = 'test',  # or 'validation'
-) -> tuple:  # ids (n,), targets (n,) int64, probabilities (n, 20) float32
+) -> tuple:  # ids (n,), targets (n,) int64, probabilities (n, classes) float32
     "Saved predictions of a run; FileNotFoundError or ValueError where there are none or they are damaged."
     file = user_path(run) / 'predictions.npz'
     if not file.is_file(): raise FileNotFoundError(f'no predictions in {run}: train it with artinsight_train')
     try:
         with np.load(file, allow_pickle=False) as saved:
             ids, target, probs = (saved[f'{part}_{name}'] for name in ('id', 'target', 'probs'))
+        k = len(saved_classes(file) or CLASSES)
     except Exception as error:  # a damaged archive raises anything
         raise ValueError(f'{file} is damaged or has no {part} part ({type(error).__name__})') from error
     kinds = ids.dtype.kind + target.dtype.kind + probs.dtype.kind
-    if kinds != 'Uif' or not np.isfinite(probs).all() or not np.isin(target, range(len(CLASSES))).all():
+    if kinds != 'Uif' or not np.isfinite(probs).all() or not np.isin(target, range(k)).all():
         raise ValueError(f'{file} is damaged: these are no predictions')
-    if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), len(CLASSES)):
+    if ids.ndim != 1 or target.shape != ids.shape or probs.shape != (len(ids), k):
         raise ValueError(f'{file} holds arrays of other shapes: it was made with other classes')
     return ids, target, probs.astype(np.float32)
 
@@ -110,22 +111,30 @@ def write_record(
     with atomic_write(Path(run) / 'record.json') as unfinished: unfinished.write_text(text, encoding='utf-8')
 
 # %% ../nbs/03_training.ipynb #c0e77c8a
-def _from_format_1(record):
-    "It said init where we say weights, and knew no one-cycle."
+def _renewed(record):
+    "An older record as we would write it: format 1 said init where we say weights; later fields have their defaults."
     recipe = record.get('experiment')
-    if isinstance(recipe, dict): recipe = {'one_cycle': False, **recipe}
-    return record | {'format': RECORD_FORMAT, 'weights': record.get('init'), 'experiment': recipe}
+    later = {field.name: field.default for field in fields(Experiment) if field.default is not MISSING}
+    if isinstance(recipe, dict): recipe = json.loads(json.dumps(later)) | recipe
+    older = {'format': RECORD_FORMAT, 'weights': record.get('init')} if record.get('format') == 1 else {}
+    return record | older | {'experiment': recipe}
 
 # %% ../nbs/03_training.ipynb #d45dd939
+def _own_classes(record) -> list:
+    "The classes of the folders that a run was trained on, as its record counts them; none where it does not."
+    try: return list(record['data']['counts']['train'].keys()) if record['experiment'].get('target') == 'class' else []
+    except (LookupError, TypeError, AttributeError): return []
+
 def _check_record(record, file):
     "ValueError where this version cannot read a record."
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
         raise ValueError(f'{file} was written by another version of artinsight: train the run again')
-    if record.get('classes') != list(CLASSES):
-        raise ValueError(f'{file} is of a model with other classes than the 20 of AI-ArtBench')
     tables = [name for name in ('experiment', 'data', 'validation', 'test') if not isinstance(record.get(name), dict)]
     lacking = {*tables} | {'weights'} - set(record)
     if lacking: raise ValueError(f'{file} lacks {", ".join(sorted(lacking))}')
+    asked = list(TARGETS.get(str(record['experiment'].get('target')), ()))
+    if not record.get('classes') or record['classes'] not in (asked, _own_classes(record)):
+        raise ValueError(f'{file} is of a model with other classes than its question has, or than it was trained on')
 
 # %% ../nbs/03_training.ipynb #ab112b34
 def read_record(
@@ -138,7 +147,7 @@ def read_record(
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f'{file} cannot be read: {error}') from error
-    if isinstance(record, dict) and record.get('format') == 1: record = _from_format_1(record)
+    record = _renewed(record) if isinstance(record, dict) else record
     _check_record(record, file)
     return record
 
@@ -195,28 +204,19 @@ def fit(learn: Learner, checkpoint: Checkpoint, experiment: Experiment):
     if left > 0 and not checkpoint.finished: learn.fit(left, cbs=schedule)
     if checkpoint.fault: raise checkpoint.fault  # raised here, because fastai rewrites what a callback raises
 
-# %% ../nbs/03_training.ipynb #f66de180
-@contextmanager
-def out_of_memory(experiment: Experiment):
-    "Turn the device's out-of-memory error into one line that proposes a batch size."
-    try: yield
-    except torch.OutOfMemoryError as error:
-        half = max(1, experiment.batch_size // 2)
-        raise ValueError(f'the device has too little memory for batches of {experiment.batch_size} at '
-                         f'{experiment.size} px: try --batch_size {half}') from error
-
 # %% ../nbs/03_training.ipynb #635f84d9
 def save_run(folder, experiment, model, dls, precision, checkpoint):
     "Write a run's weights, table of epochs and, last, predictions, each by a rename."
+    classes = dls.train.dataset.classes
     save_weights(folder / 'model.safetensors', copy_weights(model),
-                 {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(CLASSES)})
+                 {'experiment': json.dumps(asdict(experiment)), 'classes': json.dumps(classes)})
     with atomic_write(folder / 'history.csv') as unfinished:
         pd.DataFrame(checkpoint.rows).to_csv(unfinished, index=False)
     predicted = {}
     for part, batches in (('validation', dls.valid), ('test', dls.test)):
         probs, target = predict_probs(model, batches, precision)
         predicted[part] = (paths_of(batches), target, probs)
-    save_predictions(folder / 'predictions.npz', predicted)
+    save_predictions(folder / 'predictions.npz', predicted, classes)
 
 # %% ../nbs/03_training.ipynb #824acd94
 def _tell_resumed(checkpoint):

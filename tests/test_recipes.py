@@ -17,7 +17,7 @@ from artinsight.loading import dataloaders
 from artinsight.resnet18 import build_model, load_experiment
 from artinsight.sample import painted_sample
 from artinsight.study import find_experiment
-from artinsight.training import Experiment, load_predictions, make_learner, train
+from artinsight.training import Experiment, load_predictions, make_learner, read_record, train, write_record
 
 WHOLE = Experiment('modern', model='mobilenet_v3_small', size=48, batch_size=8,
                    **{**MODERN, 'epochs': 4, 'start_size': 32, 'augment': ('hflip', 'damage', 'half_crop')})
@@ -100,13 +100,17 @@ def test_all_is_off_by_default_so_that_the_study_trains_as_ever():
 class FakeLoaders: device, train, valid = torch.device('cpu'), [], []
 
 
-def test_records_from_before_these_fields_are_read():
+def test_records_from_before_these_fields_are_read(tmp_path):
+    def reread(recipe):
+        tables = {name: {} for name in ('data', 'validation', 'test')}
+        write_record(tmp_path, {'experiment': recipe, 'weights': 'none', **tables})
+        return load_experiment(read_record(tmp_path))
     new = json.loads(json.dumps(asdict(find_experiment('resnet18_best'))))
     old = {name: value for name, value in new.items() if name not in {field.name for field in fields(Options)}}
     assert len(old) == len(new) - 8
-    assert load_experiment({'experiment': old}) == find_experiment('resnet18_best')
-    with pytest.raises(ValueError, match='does not know'): load_experiment({'experiment': {**old, 'colour': 1}})
-    with pytest.raises(ValueError, match='look at its mix'): load_experiment({'experiment': {**old, 'mix': 3}})
+    assert reread(old) == find_experiment('resnet18_best')
+    with pytest.raises(ValueError, match='does not know'): reread({**old, 'colour': 1})
+    with pytest.raises(ValueError, match='look at its mix'): reread({**old, 'mix': 3})
 
 
 def test_every_weight_is_in_one_group_and_its_rate_falls_towards_the_picture():

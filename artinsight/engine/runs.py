@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORD_FORMAT', 'paths_of', 'copy_weights', 'answer', 'probabilities', 'predict_probs', 'save_predictions',
-           'environment', 'installed_commit', 'git_commit', 'run_lock', 'read_weights', 'find_weights']
+           'saved_classes', 'prediction_fault', 'environment', 'installed_commit', 'git_commit', 'run_lock',
+           'read_weights', 'find_weights']
 
 # %% ../../nbs/engine/10_runs.ipynb #75beb37f
 import importlib.metadata, json, os, platform, re, subprocess, tempfile
@@ -67,13 +68,40 @@ def predict_probs(
 # %% ../../nbs/engine/10_runs.ipynb #ef820452
 def save_predictions(
     file: Path,  # predictions.npz
-    parts: dict,  # 'validation', 'test' -> (ids, targets (n,), probs (n, 20))
+    parts: dict,  # 'validation', 'test' -> (ids, targets (n,), probs (n, classes))
+    classes=(),  # their names; none are written where none are given
 ):
-    "Write ids, targets and float16 probabilities of each part."
+    "Write ids, targets and float16 probabilities of each part, and what the classes are called."
     arrays = {f'{part}_{name}': value for part, (ids, target, probs) in parts.items()
               for name, value in (('id', np.array(ids, dtype=str)), ('target', target),
                                   ('probs', probs.astype(np.float16)))}
+    if len(classes): arrays['classes'] = np.array(classes, dtype=str)
     with atomic_write(file) as unfinished, open(unfinished, 'wb') as opened: np.savez_compressed(opened, **arrays)
+
+# %% ../../nbs/engine/10_runs.ipynb #9f758dce
+def saved_classes(
+    file: Path,  # predictions.npz
+) -> tuple:
+    "What the classes of saved predictions are called; () where the file does not say."
+    with np.load(file, allow_pickle=False) as saved:
+        return tuple(map(str, saved['classes'].ravel())) if 'classes' in saved else ()
+
+# %% ../../nbs/engine/10_runs.ipynb #db30e0e8
+def prediction_fault(
+    target: np.ndarray,  # class numbers (n,)
+    probs: np.ndarray,  # (n, classes)
+    ids,  # (n,) or None
+    k: int,  # classes
+) -> str | None:
+    "What is wrong with predictions, in words; None where nothing is."
+    n = target.size
+    if n == 0: return 'no predictions to judge: there is no picture in this part'
+    if target.ndim != 1 or not np.isin(target, range(k)).all():
+        return f'targets must be class numbers 0..{k - 1}, one a picture'
+    if probs.shape != (n, k): return f'{n} targets need ({n}, {k}) probabilities, not {probs.shape}'
+    if (probs < 0).any() or not (np.abs(probs.sum(1) - 1) < .02).all():
+        return 'not probabilities: each row must be >= 0 and sum to 1'
+    if ids is not None and len(ids) != n: return f'{n} targets need as many ids, not {len(ids)}'
 
 # %% ../../nbs/engine/10_runs.ipynb #07dbcda4
 RECORD_FORMAT = 2  # raised when older records can no longer be read

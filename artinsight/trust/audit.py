@@ -18,7 +18,7 @@ from ..engine.files import atomic_write, user_path
 from ..engine.console import console
 from ..engine.intervals import percent
 from ..engine.precision import find_device
-from ..data import CLASSES, data_folder, fingerprint, index
+from ..data import CLASSES, coarser, data_folder, fingerprint, index
 from ..training import load_predictions, read_record
 from ..evaluation import load
 from ..resnet18 import load_model
@@ -31,12 +31,12 @@ from artinsight.trust.robustness import (
 # %% ../../nbs/trust/05_audit.ipynb #fd155638
 def _audit_model(run, model, record, root, train, pairs, robustness=True, sample=1000, device='cpu') -> dict:
     "The part about a run: 'model', 'duplicates', 'unseen', 'leak', 'not_possible', 'equalised', 'robustness'."
-    test, recipe = load(run), record['experiment']
-    valid = load(run, 'validation') if len(load_predictions(run, 'validation')[0]) else None
+    test, recipe = load(run).summed('class'), record['experiment']
+    valid = load(run, 'validation').summed('class') if len(load_predictions(run, 'validation')[0]) else None
     leak = {'test_accuracy': test.right.mean(), **validation_leak(valid, train, recipe['split_by'])}
     reasons = {} if valid else {'Siblings of validation pictures': 'no validation pictures here'}
     sampled = test.take(np.sort(np.random.default_rng(0).permutation(len(test))[:sample]))
-    again = asked_again(model, sampled, root, recipe['size'], robustness, device)
+    again = asked_again(model, sampled, root, recipe['size'], robustness, device, record['classes'])
     return {**own_scores(test, train, pairs), 'leak': leak, 'not_possible': reasons, **again}
 
 # %% ../../nbs/trust/05_audit.ipynb #2377ab9c
@@ -79,7 +79,8 @@ def _all_parts(run, model, record, frame, ids, robustness, sample, device):
             result[part] = None if figures is None else result.get(part, {}) | figures
         result['retrained'] = retrained(run, frame)
     names = {'run': run.name, 'experiment': record['experiment']['name'], 'data': frame.attrs['name']}
-    return {**names, 'pictures': len(used), **result, 'sample': sample, 'own_pictures': model is not None}
+    told = {'classes': len(record['classes']), 'sample': sample, 'own_pictures': model is not None}
+    return {**names, 'pictures': len(used), **result, **told}
 
 # %% ../../nbs/trust/05_audit.ipynb #425a910c
 def _plain(result):
@@ -100,6 +101,8 @@ def audit(
     if sample < 1: raise ValueError('sample must be one picture or more')
     started, run, chip = time.perf_counter(), user_path(run), find_device(device)
     record, frame = read_record(run), index(data_folder(data))
+    for tells, which in ((coarser(record['classes'], 'class') is not None, run), ('origin' in frame, data)):
+        if not tells: raise ValueError(f'{which} does not tell style and origin: an audit asks about both')
     ids, model, keep = _open_run(run, frame, retrain, chip)
     if retrain: train_again(run, frame, weights, device)
     result = _all_parts(run, model, record, frame, ids, robustness, sample, chip)
@@ -233,7 +236,7 @@ def limits(result: dict) -> list:  # sentences for "What this model can't be tru
         return _data_limits(result) + ['Anything about the model itself: its pictures are not in this data set, so '
                                        'only the data were audited.']
     return [*_data_limits(result), *_change_limits(result), *_unseen_limits(result), *_score_limits(result),
-            f'Anything outside its {len(CLASSES)} classes: it always answers with one of them.']
+            f"Anything outside its {result.get('classes', len(CLASSES))} classes: it always answers with one of them."]
 
 # %% ../../nbs/trust/05_audit.ipynb #c4a7e015
 def audit_of(

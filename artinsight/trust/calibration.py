@@ -64,7 +64,7 @@ def calibration(
     softened = test.soften(temperature)
     result = {'temperature': temperature}
     for name, p in (('before', test), ('after', softened)):
-        figures = evaluate(p.target, p.probs) | {'brier': float(p.per_picture()[:, -1].mean())}
+        figures = evaluate(p.target, p.probs, classes=p.classes) | {'brier': float(p.per_picture()[:, -1].mean())}
         result |= {f'{figure}_{name}': figures[figure] for figure in ('ece', 'brier', 'loss')}
     threshold = choose_threshold(validation.soften(temperature), accuracy)
     sure = np.zeros(len(test), bool) if threshold is None else softened.confidence >= threshold

@@ -21,7 +21,7 @@ from ..engine.augment import normalise
 from ..engine.intervals import error_bars, balanced, grouped, percent
 from ..engine.pictures import decode, squash
 from ..engine.runs import probabilities
-from ..data import choose, fingerprint
+from ..data import choose, CLASSES, coarser, fingerprint
 from ..training import read_record
 from ..resnet18 import load_experiment, weights_name
 from ..evaluation import compare, evaluate, load, Predictions
@@ -31,7 +31,7 @@ from .shortcuts import each_picture, equalise, jpeg
 
 # %% ../../nbs/trust/04_robustness.ipynb #d0e68dce
 def _answers(model, images, size, device='cpu'):
-    "Probabilities (n, 20) of RGB pictures that are already in memory."
+    "Probabilities (n, classes) of RGB pictures that are already in memory."
     probs = []
     for start in range(0, len(images), 64):
         batch = np.stack([np.asarray(squash(image, size)) for image in images[start:start + 64]])
@@ -96,9 +96,11 @@ def asked_again(
     size: int,  # pixels at the model's input
     robustness: bool = True,  # also on damaged pictures
     device='cpu',
+    classes=CLASSES,  # what the network tells apart; its answers are summed up to the twenty
 ) -> dict:  # 'equalised' and 'robustness', in what effect says
     "The same model, the same pictures: equalised, and changed in one way at a time."
-    judge = lambda images: effect(before, _answers(model, images, size, device))
+    sums = np.eye(len(CLASSES))[coarser(classes, 'class')]
+    judge = lambda images: effect(before, _answers(model, images, size, device) @ sums)
     result = {'equalised': judge([Image.open(file) for file in each_picture(equalise, before.table, root)]),
               'robustness': None}
     if robustness:

@@ -16,10 +16,10 @@ from fastcore.script import store_true
 
 # %% ../../nbs/use/04_app.ipynb #b38b6772
 from ..engine.console import console
-from ..data import index
+from ..data import coarser, index, TARGETS
 from ..sample import painted_sample
 from .predict import load_run, Run
-from .card import card, warning
+from .card import asks, card, warning
 from .export import need
 from .page import answer_upload, batch_html, CSS, HINT, MAX_BYTES, MAX_FILES, Neighbours
 
@@ -30,9 +30,10 @@ _FADE = "v => document.querySelectorAll('.stack .heat').forEach(o => o.style.opa
 
 # %% ../../nbs/use/04_app.ipynb #app-100
 def _examples(data=None) -> list:  # files
-    "Six test pictures to try, of different styles."
+    "Up to six test pictures to try, of different styles or classes."
     frame = index(data or painted_sample(2, 7))
-    chosen = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates('style')[:6]
+    kind = 'style' if 'style' in frame else 'class'
+    chosen = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates(kind)[:6]
     return [f"{frame.attrs['root']}/{path}" for path in chosen.path]
 
 # %% ../../nbs/use/04_app.ipynb #app-100b
@@ -49,10 +50,11 @@ def own_machine(share: bool = False):
             else: os.environ[name] = value
 
 # %% ../../nbs/use/04_app.ipynb #29b75505
-def _questions(gr):
+def _questions(gr, run: Run):
     "What the visitor may ask: what speaks for the class, the origin or the style; and the heat map that answers."
-    kinds = [('class', 'class'), ('origin, human or AI', 'origin'), ('style', 'style')]
-    target = gr.Radio(kinds, value='class', label='Show what speaks for its')
+    kinds = {'class': 'class', 'origin': 'origin, human or AI', 'style': 'style'}
+    told = [(name, kind) for kind, name in kinds.items() if kind == 'class' or coarser(run.classes, kind) is not None]
+    target = gr.Radio(told, value='class', label='Show what speaks for its', visible=len(told) > 1)
     opacity, heat = gr.Slider(0, 100, 50, step=5, label='Heat map opacity, %', buttons=[]), gr.HTML()
     opacity.change(None, opacity, None, js=_FADE)
     return target, opacity, heat
@@ -63,7 +65,7 @@ def _picture(gr, examples: list):
     image = gr.Image(type='filepath', image_mode=None, sources=['upload', 'clipboard', 'webcam'],
                      label='Your picture', elem_id='picture', height=340)
     image.preprocess = lambda upload: upload.path if upload else None  # `open_upload` is the first to decode it
-    gr.Examples(examples, image, label='Or try one of these')
+    if examples: gr.Examples(examples, image, label='Or try one of these')
     return image
 
 # %% ../../nbs/use/04_app.ipynb #app-102
@@ -73,7 +75,7 @@ def _one_picture(gr, run: Run, near, examples: list):
         with gr.Column(): image = _picture(gr, examples)
         with gr.Column(): verdict = gr.HTML(HINT)
     with gr.Row():
-        with gr.Column(): target, opacity, heat = _questions(gr)
+        with gr.Column(): target, opacity, heat = _questions(gr, run)
         with gr.Column(): alike = gr.HTML()
     gr.on([image.change, target.change], partial(answer_upload, run, near), [image, target, opacity],
           [verdict, heat, alike, gr.JSON(visible=False)], api_name='ask',
@@ -90,12 +92,13 @@ def build_app(run: Run, data=None, keep: int = 600):
     "The page; neighbours and examples come from `data`, uploads go after `keep` seconds. ImportError without Gradio."
     with own_machine(): gr, = need('app', 'gradio')
     near, alert = Neighbours(run, data) if data else None, warning(run.record)
+    examples = _examples(data) if data or run.classes in TARGETS.values() else []  # painted ones are none of theirs
     name, trained_on = (html.escape(run.record[part]['name']) for part in ('experiment', 'data'))
     with gr.Blocks(title='artinsight', analytics_enabled=False, delete_cache=(min(keep, 60), keep)) as page:
         note = f'<p class="note">{name}, trained on {trained_on}</p>'
-        gr.HTML(f'<div class="art"><h1>Which style, and human or AI?</h1>{note}</div>')
+        gr.HTML(f'<div class="art"><h1>{asks(run)[0]}</h1>{note}</div>')
         if alert: gr.HTML(f'<div class="art banner" role="note">{html.escape(alert)}</div>')
-        with gr.Tab('One picture'): _one_picture(gr, run, near, _examples(data))
+        with gr.Tab('One picture'): _one_picture(gr, run, near, examples)
         with gr.Tab('Many'): _many(gr, run)
         with gr.Tab('About'): gr.Markdown(card(run), elem_classes='card')
         page.load(None, js=_NAME_PICTURE)

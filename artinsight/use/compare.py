@@ -17,12 +17,13 @@ from fastai.callback.core import Callback
 from fastcore.script import store_true
 from safetensors import safe_open, SafetensorError
 
-# %% ../../nbs/use/07_compare.ipynb #0e1aea5c
+# %% ../../nbs/use/07_compare.ipynb #7027eb4f
 from ..engine.files import atomic_write, user_path
 from ..engine.console import console
 from ..engine.backbones import model_costs
 from ..engine.checkpoint import Checkpoint
 from ..data import data_folder, index
+from ..loading import class_names
 from ..training import Experiment, read_record
 from ..evaluation import compare
 from ..resnet18 import build_model
@@ -117,7 +118,7 @@ def _figures(run, best):
         row |= {'difference': apart['difference'], 'from': apart['low'], 'to': apart['high']}
     return row | {'images_per_second': record['images_per_second']}
 
-# %% ../../nbs/use/07_compare.ipynb #43eb2223
+# %% ../../nbs/use/07_compare.ipynb #aa916426
 def _row(contest, experiment, best):
     "What the leaderboard says of one experiment."
     run, rows = contest.runs / experiment.name, epochs_of(contest.runs / experiment.name)
@@ -126,11 +127,12 @@ def _row(contest, experiment, best):
     row = {'experiment': experiment.name, 'state': contest.faults.get(experiment.name, state),
            'validation': _validation(contest, experiment) if rows else np.nan}
     if done: row |= {**_figures(run, best), 'validation': read_record(run)['validation']['accuracy']}
-    try: row |= model_costs(build_model(experiment, 'none'), experiment.size)
+    classes = len(class_names(contest.frame, experiment.target))
+    try: row |= model_costs(build_model(experiment, 'none', classes), experiment.size)
     except (ValueError, ImportError) as error: contest.faults.setdefault(experiment.name, str(error))
     return {**row, 'minutes': sum(epoch['seconds'] for epoch in rows) / 60}
 
-# %% ../../nbs/use/07_compare.ipynb #e27800de
+# %% ../../nbs/use/07_compare.ipynb #e8496485
 COLUMNS = ['experiment', 'state', 'validation', 'accuracy', 'low', 'high', 'difference', 'from', 'to',
            'images_per_second', 'parameters', 'gflops', 'megabytes', 'minutes']
 
@@ -141,16 +143,17 @@ def leaderboard(
     runs = [contest.runs / experiment.name for experiment in contest.experiments]
     finished = [run for run in runs if (run / 'record.json').exists()]
     best = max(finished, key=lambda run: read_record(run)['validation']['accuracy'], default=None)
-    table = pd.DataFrame([_row(contest, experiment, best) for experiment in contest.experiments]).reindex(columns=COLUMNS)
+    rows = [_row(contest, experiment, best) for experiment in contest.experiments]
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table['done'] = table.state == 'finished'
     return table.sort_values(['done', 'validation'], ascending=False, ignore_index=True).drop(columns='done')
 
-# %% ../../nbs/use/07_compare.ipynb #577dcdb5
+# %% ../../nbs/use/07_compare.ipynb #23df3a87
 def plot_costs(
     table: pd.DataFrame,  # as leaderboard returns
     cost: str = 'gflops',  # or another column of it
 ) -> plt.Axes:
-    "Accuracy against a cost: test accuracy with its interval, or hollow what validation said of those that were dropped."
+    "Accuracy against a cost: of the test pictures, with its interval, or hollow of validation where a run was dropped."
     _, ax = plt.subplots(figsize=(6, 4), layout='constrained')
     for row in table.dropna(subset=[cost, 'validation']).itertuples():
         done, x = not np.isnan(row.accuracy), getattr(row, cost)

@@ -27,7 +27,7 @@ from ..engine.pictures import SQUASH
 from ..engine.augment import normalise
 from ..engine.runs import answer
 from ..engine.runs import git_commit
-from ..data import CLASSES, fingerprint, index
+from ..data import fingerprint, index
 from ..sample import painted_sample
 from ..training import load_predictions
 from .predict import (
@@ -36,7 +36,7 @@ from .card import card, write_card
 
 # %% ../../nbs/use/02_export.ipynb #app-058
 class Pixels(nn.Module):
-    "A copy of a run on the CPU: uint8 pictures (n, 3, size, size) in, calibrated probabilities (n, 20) out."
+    "A copy of a run on the CPU: uint8 pictures (n, 3, size, size) in, calibrated probabilities (n, classes) out."
     def __init__(self, run: Run):
         super().__init__()
         self.model = deepcopy(run.model).cpu().eval()
@@ -54,9 +54,10 @@ def describe_input(run: Run) -> dict:
     "What a program must know to use an export; all strings."
     shape = f'uint8 (n, 3, {run.size}, {run.size}), RGB'
     steps = f'squashed to {SQUASH} x {SQUASH}, then to {run.size} x {run.size}, antialiased bilinear'
-    return {'labels': dumps(CLASSES), 'size': str(run.size), 'artinsight': metadata.version('artinsight'),
+    output = f'probabilities (n, {len(run.classes)}), calibrated'
+    return {'labels': dumps(run.classes), 'size': str(run.size), 'artinsight': metadata.version('artinsight'),
             'experiment': run.record['experiment']['name'], 'trained_on': run.record['data']['name'],
-            'calibration': dumps(run.calibration), 'output': 'probabilities (n, 20), calibrated', 'comment': MADE_BY,
+            'calibration': dumps(run.calibration), 'output': output, 'comment': MADE_BY,
             'input': f'{shape}: the upright picture {steps}'}
 
 # %% ../../nbs/use/02_export.ipynb #app-061
@@ -74,7 +75,7 @@ def to_onnx(run: Run, path):
 
 # %% ../../nbs/use/02_export.ipynb #app-062
 def from_onnx(path):
-    "From uint8 pictures (n, 3, size, size) to probabilities (n, 20), by ONNX Runtime in as many threads as PyTorch."
+    "From uint8 pictures (n, 3, size, size) to probabilities (n, classes), by ONNX Runtime in PyTorch's threads."
     ort, = need('export', 'onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -91,7 +92,7 @@ def to_torch(run: Run, path):
     with atomic_write(path) as unfinished: unfinished.write_bytes(whole.getvalue())
 
 def from_torch(path):
-    "From uint8 pictures (n, 3, size, size) to probabilities (n, 20), by PyTorch."
+    "From uint8 pictures (n, 3, size, size) to probabilities (n, classes), by PyTorch."
     program = torch.export.load(str(path)).module()
     def probs(pictures):
         with torch.no_grad(): return program(pictures).numpy()
@@ -103,7 +104,7 @@ def _speed(answer, pictures) -> float:
     return len(pictures) / min(repeat(lambda: answer(pictures), number=1, repeat=6))
 
 # %% ../../nbs/use/02_export.ipynb #app-065
-def _all_probs(model, pictures: torch.Tensor) -> np.ndarray:  # (n, 20)
+def _all_probs(model, pictures: torch.Tensor) -> np.ndarray:  # (n, classes)
     "What a model says, batch after batch."
     return np.concatenate([model(batch.contiguous()) for batch in pictures.split(64)])
 
@@ -199,8 +200,8 @@ def _hub_texts(run: Run, pins: dict) -> dict:  # name -> content
     recipe, described, gradio = run.record['experiment'], describe_input(run), pins['gradio']
     home, commit = metadata.metadata('artinsight')['Home-page'], pins['artinsight']
     source, record = f'@{commit}' if commit else '', {**run.record, 'calibration': run.calibration}
-    config = {'comment': MADE_BY, 'architecture': recipe['model'], 'num_classes': len(CLASSES),
-              'label_names': CLASSES, 'image_size': run.size, 'id2label': dict(enumerate(CLASSES)),
+    config = {'comment': MADE_BY, 'architecture': recipe['model'], 'num_classes': len(run.classes),
+              'label_names': run.classes, 'image_size': run.size, 'id2label': dict(enumerate(run.classes)),
               'input': described['input'], 'output': described['output']}
     pinned = [f'artinsight[app] @ git+{home}{source}', *([f'gradio=={gradio}'] if gradio else []), '']
     return {'README.md': _space_head(recipe['name'], recipe['model'], gradio) + card(run), 'app.py': HUB_APP,

@@ -19,9 +19,10 @@ from torch import nn
 
 # %% ../../nbs/use/03_page.ipynb #82ad6a13
 from ..engine.pictures import BadPicture, FORMATS, open_picture, PICTURE_ERRORS
-from ..data import choose, CLASSES, fingerprint, index, ORIGINS, STYLES
+from ..data import choose, fingerprint, index, STYLES, TARGETS
 from ..engine.heatmaps import overlay
-from .predict import ANSWER_COLUMNS, as_batch, holds_mark, in_batches, EXPLANATION, Run, verdicts, words
+from .predict import (
+    answer_columns, as_batch, holds_mark, in_batches, EXPLANATION, Run, verdicts, words)
 from .export import read_rows
 
 # %% ../../nbs/use/03_page.ipynb #app-074
@@ -58,9 +59,9 @@ _MADE = {'AI': 'made by AI', 'human': 'made by a human'}
 def _bar(part, kind):
     return f'<div class="bar"><i class="{kind}" style="width:{55 * part:.1f}%"></i>{part:.0%}</div>'
 
-def _line(style, *bars):
-    "A line of a table: a style and its bars."
-    return f'<tr><th scope="row">{words(style)}</th>' + ''.join(f'<td>{bar}</td>' for bar in bars) + '</tr>'
+def _line(name, *bars):
+    "A line of a table: a style or a class, and its bars."
+    return f'<tr><th scope="row">{html.escape(words(name))}</th>' + ''.join(f'<td>{bar}</td>' for bar in bars) + '</tr>'
 
 # %% ../../nbs/use/03_page.ipynb #65e37d09
 def _gauge(ai: float) -> str:
@@ -71,23 +72,43 @@ def _gauge(ai: float) -> str:
 <div class="ends"><span>human {1 - ai:.0%}</span><span>AI {ai:.0%}</span></div>'''
 
 # %% ../../nbs/use/03_page.ipynb #app-079
-def _verdict_html(row: dict, probs: np.ndarray) -> str:
-    "The verdict in plain words, the origin gauge, the likeliest styles and all 20 classes."
-    name, unsure = f"<b>{words(row['style'])}</b>, <b>{_MADE[row['origin']]}</b>", row['unsure']
-    title = f'Not sure. My best guess: {name}' if unsure else f'This looks like {name}'
-    note = f"My first choice of {len(CLASSES)}, {words(row['class'])}, gets {row['probability']:.0%}"
-    styles = ''.join(_line(style, _bar(part, 'style')) for style, part in row['styles'].items())
-    by_style = zip(STYLES, *probs.reshape(len(ORIGINS), len(STYLES)))
-    classes = ''.join(_line(style, _bar(human, 'human'), _bar(ai, 'AI')) for style, ai, human in by_style)
+def _classes_html(probs: np.ndarray, classes: tuple) -> str:
+    "All classes: a line a style with a bar for each maker, or a line a class."
+    heads, lines = '', [_line(name, _bar(part, 'style')) for name, part in zip(classes, probs)]
+    if len(classes) > len(STYLES) and classes in TARGETS.values():
+        makers = [name.removesuffix(f'_{STYLES[0]}') for name in classes[::len(STYLES)]]
+        order = sorted(range(len(makers)), key=lambda i: makers[i] != 'human')
+        heads = ''.join(f'<th scope="col">{makers[i]}</th>' for i in order)
+        heads, parts = f'<tr><th scope="col">style</th>{heads}</tr>', probs.reshape(-1, len(STYLES)).T
+        lines = [_line(style, *(_bar(part[i], 'human' if makers[i] == 'human' else 'AI') for i in order))
+                 for style, part in zip(STYLES, parts)]
+    return f"<table><caption>All {len(classes)} classes</caption>\n{heads}{''.join(lines)}</table>"
+
+# %% ../../nbs/use/03_page.ipynb #444d6954
+def _named(row: dict) -> str:
+    "What a verdict names: style and origin where the run tells them, else its class."
+    told = [words(row['style'])] if 'style' in row else []
+    told += [_MADE[row['origin']]] if 'origin' in row else []
+    return ', '.join(f'<b>{html.escape(part)}</b>' for part in told or [words(row['class'])])
+
+def _verdict_html(row: dict, probs: np.ndarray, classes: tuple) -> str:
+    "The verdict in plain words, the origin gauge and the likeliest styles where the run tells them, and all classes."
+    name, unsure = _named(row), row['unsure']
+    like = 'This looks like' if 'style' in row or 'origin' not in row else 'This looks'
+    title = f'Not sure. My best guess: {name}' if unsure else f'{like} {name}'
+    first = html.escape(words(row['class']))
+    note = f"My first choice of {len(classes)}, {first}, gets {row['probability']:.0%}"
+    gauge = _gauge(row['AI']) if 'AI' in row else ''
+    styles = ''.join(_line(style, _bar(part, 'style')) for style, part in row.get('styles', {}).items())
+    if styles: styles = f'<table><caption>Likeliest styles</caption>{styles}</table>'
     return f'''<div class="art{' unsure' if unsure else ''}" role="status"><h2>{title}</h2>
-<p class="note">{note}{': too little to rely on.' if unsure else '.'}</p>{_gauge(row['AI'])}
-<table><caption>Likeliest styles</caption>{styles}</table><table><caption>All {len(CLASSES)} classes</caption>
-<tr><th scope="col">style</th><th scope="col">human</th><th scope="col">AI</th></tr>{classes}</table></div>'''
+<p class="note">{note}{': too little to rely on.' if unsure else '.'}</p>{gauge}
+{styles}{_classes_html(probs, classes)}</div>'''
 
 # %% ../../nbs/use/03_page.ipynb #3ecc5084
 def _map_words(answer: dict) -> tuple:  # what the map shows; the same and where it is strongest
     "A heat map in words."
-    asked = f"{words(answer['asked'])} ({answer['asked_probability']:.0%})"
+    asked = html.escape(f"{words(answer['asked'])} ({answer['asked_probability']:.0%})")
     if answer['empty']: return (f'Nothing in the picture speaks for {asked}.',) * 2
     cells, (x, y) = 'x'.join(map(str, answer['map_size'])), answer['peak']
     text = f'What speaks for {asked}: yellow most, violet least. {cells} cells.'
@@ -149,8 +170,8 @@ def _thumbnail(file, kind):
     "A known picture with its class."
     picture = open_picture(file)
     picture.thumbnail((160, 160))
-    image = f'<img src="{_data_uri(picture)}" alt="{words(kind)}">'
-    return f'<figure>{image}<figcaption>{words(kind)}</figcaption></figure>'
+    name = html.escape(words(kind))
+    return f'<figure><img src="{_data_uri(picture)}" alt="{name}"><figcaption>{name}</figcaption></figure>'
 
 def _nearest_html(pairs: list, title: str) -> str:
     "Thumbnails of the pictures of `nearest` with their classes."
@@ -175,10 +196,11 @@ def answer_upload(
         return _problem_html(f'This file cannot be read: {bad.reason}.'), '', '', {'problem': bad.reason}
     pixels = as_batch(picture, run.size)
     probs = run.probs(pixels)
-    row = verdicts(probs, run.calibration['threshold'])[0]
+    row = verdicts(probs, run.calibration['threshold'], run.classes)[0]
     answer = run.explain(pixels, row['origin'] if target == 'origin' else target)[0]
     pairs = _nearest_html(near.nearest(run.features(pixels)), near.title) if near else ''
-    return _verdict_html(row, probs[0]), _overlay_html(picture, answer, opacity), pairs, {**row, 'problem': ''}
+    told, heat = _verdict_html(row, probs[0], run.classes), _overlay_html(picture, answer, opacity)
+    return told, heat, pairs, {**row, 'problem': ''}
 
 # %% ../../nbs/use/03_page.ipynb #app-093
 def _predict_upload(run: Run, file) -> tuple:  # a row as of Run.predict, a thumbnail (None for a bad file)
@@ -186,7 +208,7 @@ def _predict_upload(run: Run, file) -> tuple:  # a row as of Run.predict, a thum
     name = Path(file).name
     try: picture = open_upload(file)
     except BadPicture as bad: return {'path': name, 'problem': bad.reason}, None
-    [verdict] = verdicts(run.probs(as_batch(picture, run.size)), run.calibration['threshold'])
+    [verdict] = verdicts(run.probs(as_batch(picture, run.size)), run.calibration['threshold'], run.classes)
     return {'path': name, **verdict, 'problem': ''}, ImageOps.contain(picture, (120, 120))
 
 def predict_uploads(run: Run, files: list) -> tuple:
@@ -198,8 +220,9 @@ def predict_uploads(run: Run, files: list) -> tuple:
 def _caption(row: dict) -> str:
     "A row of predict_uploads under its picture."
     if row['problem']: return 'not readable'
-    surest = max(row['AI'], 1 - row['AI'])
-    return f"{words(row['style'])}\n{row['origin']} {surest:.0%}{', unsure' if row['unsure'] else ''}"
+    first, unsure = words(row.get('style', row['class'])), ', unsure' if row['unsure'] else ''
+    if 'AI' in row: return f"{first}\n{row['origin']} {max(row['AI'], 1 - row['AI']):.0%}{unsure}"
+    return f"{first[:20]}\n{row['probability']:.0%}{unsure}"
 
 # %% ../../nbs/use/03_page.ipynb #6a6d74fa
 def _contact_sheet(rows: list, thumbs: list, across: int = 6) -> Image.Image:
@@ -213,14 +236,15 @@ def _contact_sheet(rows: list, thumbs: list, across: int = 6) -> Image.Image:
     return sheet
 
 # %% ../../nbs/use/03_page.ipynb #a078ac80
-def _csv_uri(rows: list) -> str:
+def _csv_uri(rows: list, classes: tuple) -> str:
     "Rows of predict_uploads as a CSV file to download."
-    table = pd.DataFrame(rows, columns=ANSWER_COLUMNS).drop(columns='styles')
+    columns = [name for name in answer_columns(classes) if name not in ('styles', 'classes')]
+    table = pd.DataFrame(rows, columns=columns)
     table['path'] = ["'" + name if name[0] in '=+-@' else name for name in table.path]  # no formula, for spreadsheets
     return f'data:text/csv;base64,{base64.b64encode(table.to_csv(index=False).encode()).decode()}'
 
 # %% ../../nbs/use/03_page.ipynb #app-095
-_SHEET = 'Contact sheet: each picture with its style and origin, as in the CSV file'
+_SHEET = 'Contact sheet: each picture with what the model says, as in the CSV file'
 
 def batch_html(run: Run, files: list) -> str:
     "A CSV file to download with one row a file, a contact sheet, and what could not be read."
@@ -229,7 +253,8 @@ def batch_html(run: Run, files: list) -> str:
     rows, thumbs = predict_uploads(run, files)
     bad = [f"<li>{html.escape(row['path'])}: {html.escape(row['problem'])}</li>" for row in rows if row['problem']]
     unsure, read = sum(bool(row.get('unsure')) for row in rows), len(rows) - len(bad)
+    table = _csv_uri(rows, run.classes)
     problems = f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''
     return f'''<div class="art" role="status"><h2>{read} of {len(rows)} files read, {unsure} answers unsure</h2>
-<a class="get" download="predictions.csv" href="{_csv_uri(rows)}">Download as CSV</a><div class="wide" tabindex="0">
+<a class="get" download="predictions.csv" href="{table}">Download as CSV</a><div class="wide" tabindex="0">
 <img class="sheet" src="{_data_uri(_contact_sheet(rows, thumbs))}" alt="{_SHEET}"></div>{problems}</div>'''

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACCURACY', 'MADE_BY', 'EXPLANATION', 'NOT_OURS', 'ANSWER_COLUMNS', 'Run', 'load_run', 'holds_mark', 'claim_file',
-           'out_folder', 'list_images', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'words', 'report_bad',
-           'artinsight_predict']
+           'out_folder', 'list_images', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'answer_columns', 'words',
+           'report_bad', 'artinsight_predict']
 
 # %% ../../nbs/use/00_predict.ipynb #10a325b4
 import glob, os, sys
@@ -28,7 +28,7 @@ from ..engine.precision import find_device
 from ..engine.augment import normalise
 from ..engine.runs import probabilities
 from ..engine.inference import for_answers, soften
-from ..data import CLASSES, ORIGINS, STYLES
+from ..data import CLASSES, coarser, TARGETS
 from ..training import read_record
 from ..evaluation import load
 from ..gradcam import explain as explain_pixels
@@ -51,6 +51,7 @@ class Run:
     def __init__(self, path, record: dict, model: nn.Module, device='cpu'):
         self.path, self.record, self.device = Path(path), record, torch.device(device)
         self.size, self.calibration = record['experiment']['size'], _calibration(path, record)
+        self.classes = tuple(record['classes'])
         self.model = soften(for_answers(model, self.size), self.calibration['temperature']).to(self.device).eval()
 
     def __repr__(self):
@@ -165,24 +166,37 @@ def in_batches(function, items: list, size: int, workers: int | None = None):
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/use/00_predict.ipynb #app-026
-def _verdict(probs, styles, ai, best, threshold) -> dict:
-    "What the probabilities of one picture say: its 20, those of the styles, that of AI, and the likeliest class."
-    return {'class': CLASSES[best], 'probability': float(probs[best]), 'style': STYLES[styles.argmax()],
-            'origin': ORIGINS[int(ai < .5)], 'AI': float(ai),
-            'unsure': threshold is None or bool(probs[best] < threshold),
-            'styles': {STYLES[i]: float(styles[i]) for i in np.argsort(-styles, kind='stable')[:3]}}
+def _verdict(probs, coarse: dict, classes, threshold) -> dict:
+    "What the probabilities of one picture say: its classes, and those of the coarser questions that they answer."
+    def likeliest(names, part): return {names[i]: float(part[i]) for i in np.argsort(-part, kind='stable')[:3]}
+    best, style = probs.argmax(), coarse.get('style')
+    row = {'class': classes[best], 'probability': float(probs[best])}
+    row |= {target: TARGETS[target][part.argmax()] for target, part in coarse.items()}
+    if 'origin' in coarse: row['AI'] = float(coarse['origin'][0])
+    row['unsure'] = threshold is None or bool(probs[best] < threshold)
+    if style is None: return row | {'classes': likeliest(classes, probs)}
+    return row | {'styles': likeliest(TARGETS['style'], style)}
 
-def verdicts(probs: np.ndarray, threshold: float | None = None) -> list:
-    "What calibrated probabilities (n, 20) say: a dict a picture, unsure below the threshold (None: always)."
-    joint = probs.reshape(len(probs), len(ORIGINS), len(STYLES))
-    rows = zip(probs, joint.sum(1), joint.sum(2)[:, 0], probs.argmax(1))
-    return [_verdict(*row, threshold) for row in rows]
+# %% ../../nbs/use/00_predict.ipynb #7f79648a
+def verdicts(probs: np.ndarray, threshold: float | None = None, classes=CLASSES) -> list:
+    "What calibrated probabilities (n, classes) say: a dict a picture, unsure below the threshold (None: always)."
+    numbers = {target: coarser(classes, target) for target in ('style', 'origin', 'generator')}
+    sums = {target: probs @ np.eye(len(TARGETS[target]), dtype=probs.dtype)[of_each]
+            for target, of_each in numbers.items() if of_each is not None}
+    return [_verdict(row, {target: part[i] for target, part in sums.items()}, classes, threshold)
+            for i, row in enumerate(probs)]
 
 # %% ../../nbs/use/00_predict.ipynb #app-027
 ANSWER_COLUMNS = ['path', 'class', 'probability', 'style', 'origin', 'AI', 'unsure', 'styles', 'problem']
+_MORE_COLUMNS = [*ANSWER_COLUMNS[:5], 'generator', *ANSWER_COLUMNS[5:-1], 'classes', 'problem']  # of other questions
+
+def answer_columns(classes) -> list:
+    "What a run of these classes says of a picture: ANSWER_COLUMNS, or what there is of them, and more."
+    answered = {*verdicts(np.eye(len(classes))[:1], classes=classes)[0], 'path', 'problem'}
+    return [name for name in _MORE_COLUMNS if name in answered]
 
 @patch
-def probs(self: Run, pixels: torch.Tensor) -> np.ndarray:  # float32 (n, 20)
+def probs(self: Run, pixels: torch.Tensor) -> np.ndarray:  # float32 (n, classes)
     "Calibrated probabilities of uint8 pictures (n, 3, size, size)."
     return probabilities(self.model, normalise(pixels.to(self.device))).numpy()
 
@@ -191,7 +205,7 @@ def probs(self: Run, pixels: torch.Tensor) -> np.ndarray:  # float32 (n, 20)
 def predict_some(self: Run, images) -> list:  # a dict a picture
     "Decode and judge one batch."
     pixels, problems = read_some(images, self.size)
-    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold']))
+    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold'], self.classes))
     return [{**({} if problem else next(answers)), 'problem': problem} for problem in problems]
 
 # %% ../../nbs/use/00_predict.ipynb #app-029
@@ -207,7 +221,7 @@ def predict(self: Run,
     answers = [row for rows in in_batches(self.predict_some, images, batch_size, workers) for row in rows]
     for i, (image, answer) in enumerate(zip(images, answers)):
         answer['path'] = str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}'
-    return pd.DataFrame(answers, columns=ANSWER_COLUMNS)
+    return pd.DataFrame(answers, columns=answer_columns(self.classes))
 
 # %% ../../nbs/use/00_predict.ipynb #app-030
 def words(name):
@@ -216,9 +230,10 @@ def words(name):
 
 def _line(row) -> str:
     "A prediction in one line."
-    styles = ', '.join(f'{words(style)} {part:.0%}' for style, part in row['styles'].items())
+    likeliest = ', '.join(f'{words(name)} {part:.0%}' for name, part in row.get('styles', row.get('classes')).items())
     answer = f"{row['class']} {row['probability']:.0%}{' (unsure)' if row['unsure'] else ''}"
-    return f"{printable(row['path'])}: {answer}; AI {row['AI']:.0%}; {styles}"
+    ai = f"; AI {row['AI']:.0%}" if {'AI', 'styles'} <= set(row) else ''
+    return printable(f"{row['path']}: {answer}{ai}; {likeliest}")
 
 # %% ../../nbs/use/00_predict.ipynb #a894b037
 def report_bad(frame):
@@ -253,6 +268,6 @@ def explain(self: Run,
     layer: str | None = None,  # of the model; None: the last with at least 4x4 cells
 ) -> list:  # a dict a picture, as gradcam.explain gives it, and unsure
     "Where the model finds its evidence; ValueError for an unknown target, or a layer without a map."
-    answers = explain_pixels(self.model, pixels.to(self.device), target, layer)
+    answers = explain_pixels(self.model, pixels.to(self.device), target, layer, classes=self.classes)
     threshold = self.calibration['threshold']
     return [{**answer, 'unsure': threshold is None or answer['probability'] < threshold} for answer in answers]
