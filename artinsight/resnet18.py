@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'load_experiment', 'load_model']
+           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'modern_experiment', 'load_experiment',
+           'load_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, re
@@ -18,6 +19,7 @@ from torch import nn
 # %% ../nbs/05_resnet18.ipynb #438e9c38
 from .engine.files import user_path
 from .engine.backbones import build_backbone, freeze, imagenet_file, load_trunk
+from .engine.recipes import modern
 from .data import CLASSES
 from .training import Experiment, read_record
 from .baseline import simple_cnn
@@ -77,6 +79,14 @@ def build_model(
     model = MODELS.get(experiment.model, _build_other)(experiment, weights, classes)
     model.flip_average = experiment.flip_average
     return model
+
+# %% ../nbs/05_resnet18.ipynb #e649e049
+def modern_experiment(
+    name: str,  # modern_MODEL, such as modern_mobilenet_v2 or modern_timm/convnext_atto
+) -> Experiment | None:
+    "The modern recipe for a model of torchvision or timm, None for a name of another kind; ValueError as modern."
+    _, start, model = name.partition('modern_')
+    return Experiment(re.sub(r'\W', '_', name), model=model, **modern(model)) if start and model else None
 
 # %% ../nbs/05_resnet18.ipynb #04dc591b
 def _known(model):

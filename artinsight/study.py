@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENTS', 'find_experiment', 'finished', 'finish', 'run_experime
            'artinsight_train', 'artinsight_reproduce', 'artinsight_evaluate']
 
 # %% ../nbs/08_study.ipynb #0eb0ffcd
-import gc, json, re, sys, time
+import gc, json, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,42 +23,36 @@ from .engine.console import console
 from .engine.workers import beside
 from .engine.precision import find_device, pick_precision
 from .engine.runs import git_commit, run_lock, saved_classes
-from .engine.recipes import modern
 from .data import CLASSES, data_folder, fingerprint, index, parts, TARGETS
 from .sample import painted_sample, STUDY_SAMPLE
 from .loading import class_names, describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, FROM_SCRATCH, VARIANTS, weights_name
+from .resnet18 import build_model, FROM_SCRATCH, modern_experiment, VARIANTS, weights_name
 from .evaluation import bootstrap, evaluate, ladder, Predictions, results_table
 
-# %% ../nbs/08_study.ipynb #efab1d64
+# %% ../nbs/08_study.ipynb #56f85b9f
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
 
-def _modern(name):
-    "The modern recipe for modern_MODEL, a model of torchvision or timm; None for another name."
-    _, start, model = name.partition('modern_')
-    if start and model: return Experiment(re.sub(r'\W', '_', name), model=model, **modern(model))
-
+# %% ../nbs/08_study.ipynb #efab1d64
 def find_experiment(
     name: str,  # one of EXPERIMENTS, or modern_MODEL
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
-    target: str | None = None,  # what is told apart, see data.TARGETS; None: the recipe's own; else it has another name
+    target: str | None = None,  # what is told apart, see data.TARGETS; one that is not the recipe's adds to its name
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
-    known = _modern(name) or EXPERIMENTS.get(name)
+    known = EXPERIMENTS.get(name) or modern_experiment(name)
     if not known: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}, modern_MODEL')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
-    target = target or known.target
-    if target not in TARGETS: raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
-    experiment = replace(known, seed=seed, target=target)
-    if target != known.target: experiment = replace(experiment, name=f'{known.name}-{target}')
-    if quick: experiment = experiment.quick_version()
-    return replace(experiment, batch_size=batch_size) if batch_size else experiment
+    if target not in (None, *TARGETS):
+        raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
+    if target not in (None, known.target): known = replace(known, target=target, name=f'{known.name}-{target}')
+    experiment = known.quick_version() if quick else known
+    return replace(experiment, seed=seed, batch_size=batch_size or experiment.batch_size)
 
 # %% ../nbs/08_study.ipynb #0f102aaa
 def finished(
@@ -127,8 +121,7 @@ def run_experiment(
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
-    first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
-    asked = first, fingerprint(frame)
+    asked = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights), fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
     model = build_model(experiment, weights, classes)
@@ -210,7 +203,7 @@ def artinsight_train(
     weights: str = 'imagenet',  # first weights of a ResNet18: imagenet, none or a file
     precision: str = 'auto',  # auto, fp32, 'bf16 channels_last', ...: see loading.PRECISIONS
     batch_size: int = None,  # pictures (default: the recipe's)
-    target: str = None,  # what is told apart: class, origin, style, generator or generator_style (default: the recipe's)
+    target: str = None,  # class, origin, style, generator or generator_style (default: the recipe's)
     resume: bool_arg = True,  # skip what is done, go on with what is half done; --resume no begins anew
     json: store_true = False,  # print the record as JSON
 ):

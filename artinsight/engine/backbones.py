@@ -110,7 +110,7 @@ def find_head(
     "The last layer with weights that gives one number a class: a linear layer, or a convolution as in SqueezeNet."
     return [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
 
-# %% ../../nbs/engine/19_backbones.ipynb #0d26fc70
+# %% ../../nbs/engine/19_backbones.ipynb #2b2a6cf7
 def _without_helpers(model):
     "GoogLeNet and Inception without the second classifiers that help their training from scratch."
     if hasattr(model, 'aux_logits'): model.aux_logits = False
@@ -118,6 +118,7 @@ def _without_helpers(model):
         if hasattr(model, name): setattr(model, name, None)
     return model
 
+# %% ../../nbs/engine/19_backbones.ipynb #ea619997
 def _torchvision_model(name, classes, weights):
     "A model of torchvision with its first weights."
     from torchvision import models

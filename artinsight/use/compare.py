@@ -17,16 +17,16 @@ from fastai.callback.core import Callback
 from fastcore.script import store_true
 from safetensors import safe_open, SafetensorError
 
-# %% ../../nbs/use/07_compare.ipynb #7027eb4f
+# %% ../../nbs/use/07_compare.ipynb #414c3839
 from ..engine.files import atomic_write, user_path
 from ..engine.console import console
 from ..engine.backbones import model_costs
 from ..engine.checkpoint import Checkpoint
 from ..data import data_folder, index
 from ..loading import class_names
-from ..training import Experiment, read_record
-from ..evaluation import compare
+from ..training import read_record
 from ..resnet18 import build_model
+from ..evaluation import compare
 from ..study import find_experiment, run_experiment
 
 # %% ../../nbs/use/07_compare.ipynb #b9ee160f
@@ -89,12 +89,13 @@ def _train_to(contest, experiment, part):
             print(f'{experiment.name} is left out: {error}', file=sys.stderr)
     return len(epochs_of(run)) >= wanted or (run / 'record.json').exists()
 
-# %% ../../nbs/use/07_compare.ipynb #adb3ac08
+# %% ../../nbs/use/07_compare.ipynb #77115682
 def _validation(contest, experiment, part=1.):
     "Validation accuracy after a part of the epochs, or the last there is; less than nothing where there is none."
     rows = epochs_of(contest.runs / experiment.name)[:max(1, round(part * experiment.epochs))]
     return rows[-1]['accuracy'] if rows else -1.
 
+# %% ../../nbs/use/07_compare.ipynb #3661e523
 def halve(
     contest: Contest,
 ) -> list:  # the experiments that were to be trained to the end
@@ -174,7 +175,7 @@ def _show(table, as_json, runs):
     else: print(table.round(4).to_string(index=False, na_rep='-'))
     print(f'plot: {runs / "compare.png"}', file=sys.stderr)
 
-# %% ../../nbs/use/07_compare.ipynb #c70fc008
+# %% ../../nbs/use/07_compare.ipynb #5607e480
 @console(many='names')
 def artinsight_compare(
     names: str,  # experiments, such as resnet18_best modern_mobilenet_v2 modern_timm/convnext_atto
@@ -189,9 +190,8 @@ def artinsight_compare(
     json: store_true = False,  # print the leaderboard as JSON
 ):
     "Compare experiments under one budget of time: all a while, the better half longer, the best to the end."
-    frame, runs = index(data_folder(data)), user_path(runs)
+    frame, deadline = index(data_folder(data)), time.monotonic() + 60 * (float('inf') if minutes is None else minutes)
     recipes = [find_experiment(name, quick, seed).fit_epochs(frame) for name in dict.fromkeys(names)]
-    deadline = time.monotonic() + 60 * minutes if minutes is not None else float('inf')
-    contest = Contest(recipes, frame, runs, weights, device, deadline, keep)
+    contest = Contest(recipes, frame, user_path(runs), weights, device, deadline, keep)
     with redirect_stdout(sys.stderr): halve(contest)
-    _show(leaderboard(contest), json, runs)
+    _show(leaderboard(contest), json, contest.runs)
