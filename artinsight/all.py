@@ -34,6 +34,7 @@ from .use.page import *
 from .use.app import *
 from .use.explain import *
 from .use.lightbox import *
+from .use.compare import *
 from .use.commands import *
 from .data import *
 from .sample import *

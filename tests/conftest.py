@@ -1,4 +1,5 @@
-"""Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`, `browser`."""
+"""Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`,
+`browser`."""
 import hashlib
 import importlib.util
 import os
