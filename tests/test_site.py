@@ -105,7 +105,7 @@ def test_nothing_is_fetched_from_elsewhere(site, pages):
         files = [source for source in page.resources if not source.startswith('data:')]
         assert {'favicon.svg', 'styles.css', 'page.css'} <= {target(name, source) for source in files}
         assert [source for source in files if not (site/target(name, source)).is_file()] == [], name
-        assert ('<script' in (site/name).read_text()) == (name == 'report.html'), 'it sorts its appendix, and that is all'
+        assert ('<script' in (site/name).read_text()) == (name == 'report.html'), 'to sort its appendix'
         assert (site/'favicon.svg').exists() and (site/'card.png').stat().st_size < 10_000
     for sheet in site.glob('*.css'): assert not re.search(r'@import|url\(\s*["\']?(https?:)?//', sheet.read_text())
 
