@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'PAIR', 'LOOK', 'colours', 'has_pictures', 'encode', 'use_look', 'picture_source', 'sortable']
 
-# %% ../../nbs/engine/19_figures.ipynb #8d7b58e3
+# %% ../../nbs/engine/19_figures.ipynb #6862ffd3
 import base64, html
 from io import BytesIO
 
@@ -13,7 +13,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-# %% ../../nbs/engine/19_figures.ipynb #60188501
+# %% ../../nbs/engine/19_figures.ipynb #2680a782
 PALETTE = ('#332288', '#88ccee', '#44aa99', '#117733', '#999933', '#ddcc77', '#cc6677', '#882255', '#aa4499', '#888888')
 PAIR = ('#d55e00', '#0072b2')  # Okabe and Ito's vermilion and blue
 
@@ -24,7 +24,7 @@ def colours(
     if len(names) > len(PALETTE): raise ValueError(f'there are {len(PALETTE)} colours, not {len(names)}')
     return dict(zip(names, PAIR if len(names) == 2 else PALETTE))
 
-# %% ../../nbs/engine/19_figures.ipynb #bda1075c
+# %% ../../nbs/engine/19_figures.ipynb #16dc9b33
 LOOK = {'figure.figsize': (5.6, 3.2), 'savefig.dpi': 150, 'savefig.facecolor': 'white', 'font.size': 11,
         'axes.titlesize': 11, 'axes.titlelocation': 'left', 'axes.labelsize': 11, 'legend.frameon': False,
         'legend.fontsize': 10, 'xtick.labelsize': 10, 'ytick.labelsize': 10, 'axes.spines.top': False,
@@ -32,7 +32,7 @@ LOOK = {'figure.figsize': (5.6, 3.2), 'savefig.dpi': 150, 'savefig.facecolor': '
         'axes.labelcolor': '#22211f', 'text.color': '#22211f', 'lines.linewidth': 2, 'image.cmap': 'viridis',
         'axes.prop_cycle': mpl.cycler(color=(PAIR[1], PAIR[0], *PALETTE[2:]))}
 
-# %% ../../nbs/engine/19_figures.ipynb #ac9c2155
+# %% ../../nbs/engine/19_figures.ipynb #9843e33a
 def has_pictures(figure: Figure) -> bool:
     "Whether a figure shows pictures in colour, not only lines and tables."
     return any(np.ndim(image.get_array()) == 3 for axes in figure.axes for image in axes.images)
@@ -49,13 +49,14 @@ def encode(
     else: image.quantize(24, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, 'PNG', optimize=True)
     return file.getvalue()
 
-# %% ../../nbs/engine/19_figures.ipynb #37a7e42f
+# %% ../../nbs/engine/19_figures.ipynb #4e651359
 def _shown(figure):
     "A figure's bytes, with its width on a page and its words."
     picture = encode(figure)
     width = round(Image.open(BytesIO(picture)).width * 96 / (110 if has_pictures(figure) else 150))
     return picture, {'width': width, **({'alt': str(figure.get_label())} if figure.get_label() else {})}
 
+# %% ../../nbs/engine/19_figures.ipynb #2895553c
 def use_look():
     "From here on, figures of this session look like ours."
     plt.switch_backend(mpl.get_backend())  # a notebook's way of showing comes first, since it would replace ours
@@ -68,7 +69,7 @@ def use_look():
     formats['image/jpeg'].enabled = True
     formats['image/jpeg'].for_type(Figure, lambda figure: _shown(figure) if has_pictures(figure) else None)
 
-# %% ../../nbs/engine/19_figures.ipynb #0f7689bb
+# %% ../../nbs/engine/19_figures.ipynb #0ee9175f
 def picture_source(
     pixels: np.ndarray,  # uint8 (h, w, 3)
     quality: int = 40,  # of WebP, 0 to 100; 100 is lossless
@@ -78,7 +79,7 @@ def picture_source(
     Image.fromarray(pixels).save(file, 'WEBP', quality=quality, lossless=quality == 100)
     return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../../nbs/engine/19_figures.ipynb #c735fd60
+# %% ../../nbs/engine/19_figures.ipynb #1e06ec42
 _SORT = """<script>document.currentScript.previousElementSibling.querySelectorAll('thead button').forEach(button =>
 button.onclick = () => { const head = button.parentNode, body = head.closest('table').tBodies[0];
   const down = head.ariaSort == 'ascending', at = head.cellIndex, value = row => row.cells[at].textContent;
