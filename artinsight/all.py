@@ -26,6 +26,7 @@ from .trust.shortcuts import *
 from .trust.twins import *
 from .trust.robustness import *
 from .trust.audit import *
+from .trust.alarms import *
 from .use.predict import *
 from .use.card import *
 from .use.export import *
