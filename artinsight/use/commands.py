@@ -185,6 +185,12 @@ def artinsight_audit(
     result = audit(run, folder, robustness, sample, device, retrain, weights)
     print(_json.dumps(result, indent=1)) if json else _show_audit(result)
 
+# %% ../../nbs/use/10_commands.ipynb #89e46630
+def _tell_alarm(run, rate):
+    "How the limit for calling a picture AI was set, on standard error."
+    from artinsight.trust.alarms import alarm_words
+    print(alarm_words(run.alarm(rate)), file=sys.stderr)
+
 # %% ../../nbs/use/10_commands.ipynb #command-21
 @console(many='images')
 def artinsight_predict(
@@ -192,10 +198,14 @@ def artinsight_predict(
     images: str,  # pictures, folders or globs in quotes
     json: store_true = False,  # a JSON list instead of lines
     device: str = 'cpu',  # where the model runs
+    steady: store_true = False,  # ask again (mirrored, half size, JPEG 50, cropped): what flips is unsure; takes longer
+    false_alarms: float = None,  # also say what is called AI if this share of human pictures may be: 0.01
 ):
     "Say style and origin of pictures."
     from artinsight.use.predict import answer_line, load_run, report_bad
-    frame = load_run(run, device).predict(images)
+    opened = load_run(run, device)
+    frame = opened.predict(images, steady=steady, false_alarms=false_alarms)
+    if false_alarms: _tell_alarm(opened, false_alarms)
     if json:
         rows = frame.to_dict('records')
         bad = [{'path': row['path'], 'problem': row['problem']} for row in rows]
