@@ -18,9 +18,9 @@ from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
 from .engine.backbones import *
-from .engine.figures import *
 from .engine.recipes import *
 from .engine.ranks import *
+from .engine.figures import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *
