@@ -146,6 +146,11 @@ def index(
     frame.attrs = {'root': str(root), 'name': _data_name(frame, root), 'missing': missing}
     return frame
 
+# %% ../nbs/00_data.ipynb #a5c14581
+def _some_of(pool, wanted, *seeds):
+    "Up to `wanted` of the pool, drawn."
+    return pool[np.random.default_rng(seeds).permutation(len(pool))[:wanted]]
+
 # %% ../nbs/00_data.ipynb #e9b633bb
 def choose(
     frame: pd.DataFrame,  # an index
@@ -161,8 +166,7 @@ def choose(
         generators = sorted(set(rows.generator))
         for i, generator in enumerate(generators):
             wanted, pool = (per_style + i) // len(generators), rows.index[rows.generator == generator]
-            draw = np.random.default_rng([seed, STYLES.index(style), GENERATORS.index(generator)])
-            chosen.append(pool[draw.permutation(len(pool))[:wanted]])
+            chosen.append(_some_of(pool, wanted, seed, STYLES.index(style), GENERATORS.index(generator)))
             if len(pool) < wanted: short[folder_name(style, generator)] = len(pool)
     result = frame.loc[np.sort(np.concatenate(chosen))]
     result.attrs = {**frame.attrs, 'short': short}

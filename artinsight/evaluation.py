@@ -81,6 +81,7 @@ def origin_probs(self: Predictions):
     "Probabilities of AI and human (n, origins)."
     return self.summed('origin').probs
 
+# %% ../nbs/06_evaluation.ipynb #f0ecb487
 @patch(as_prop=True)
 def style_probs(self: Predictions):
     "Probabilities of the styles (n, styles)."
@@ -124,6 +125,7 @@ def headlines(self: Predictions) -> list:
     "The headline figures that these classes have: HEADLINES, or fewer or others where they are not AI-ArtBench's."
     return [*HEADLINES[:3], *_AVERAGES, *self.means[1:], 'ece']
 
+# %% ../nbs/06_evaluation.ipynb #9135b900
 def headline_columns(
     p: Predictions,
 ) -> sparse.csr_array:  # (n, cells + bins + means)

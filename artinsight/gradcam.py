@@ -262,23 +262,30 @@ def several_models(
         notes[name] = captions(probs, classes=classes)
     return map_grid(images, rows, [f'{classes[int(t)]}' for t in truth], notes)
 
-# %% ../nbs/07_gradcam.ipynb #explanation
-def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
-    "One picture's answer as plain Python: None where an empty map has no statistics"
-    def plain(v): return None if v.isnan().any() else np.round(v.tolist(), 6).tolist()
-    best, coarse = probs.argsort(descending=True)[:top].tolist(), {}
+# %% ../nbs/07_gradcam.ipynb #0ca5ab3d
+def _plain(v): return None if v.isnan().any() else np.round(v.tolist(), 6).tolist()
+
+def _simpler_answers(probs, classes):
+    "What one picture's probabilities say of origin and style, where its classes tell them."
+    simpler = {}
     if coarser(classes, 'origin') is not None:
-        coarse['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
+        simpler['origin'] = {name: _plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
     if coarser(classes, 'style') is not None:
         style, = ask(probs[None].log(), 'style', classes)
-        coarse['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
+        simpler['style'] = {'name': style, 'probability': _plain(probs[_members(style, classes)].sum())}
+    return simpler
+
+# %% ../nbs/07_gradcam.ipynb #explanation
+def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
+    "One picture's answer as plain Python: None where an empty map has no statistics."
+    best = probs.argsort(descending=True)[:top].tolist()
     return dict(
-        predicted=classes[best[0]], probability=plain(probs[best[0]]),
-        top=[dict({'class': classes[i]}, probability=plain(probs[i])) for i in best],
-        **coarse,
-        asked=asked if isinstance(asked, str) else classes[asked], asked_probability=plain(sure),
-        layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=plain(peak),
-        border_mass=plain(border), entropy=plain(spread),
+        predicted=classes[best[0]], probability=_plain(probs[best[0]]),
+        top=[{'class': classes[i], 'probability': _plain(probs[i])} for i in best],
+        **_simpler_answers(probs, classes),
+        asked=asked if isinstance(asked, str) else classes[asked], asked_probability=_plain(sure),
+        layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=_plain(peak),
+        border_mass=_plain(border), entropy=_plain(spread),
         map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain

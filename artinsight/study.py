@@ -107,6 +107,12 @@ def _train_run(run, experiment, frame, model, weights, sha, device, precision, r
     about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha, experiment.target)}
     return finish(run, experiment, {**summary, **about})
 
+# %% ../nbs/08_study.ipynb #18a5901f
+def _build(experiment, frame, weights, device, precision):
+    "A recipe's model; weights or a precision that cannot be had are told before anything is written."
+    pick_precision(find_device(device), experiment.size, precision)
+    return build_model(experiment, weights, len(class_names(frame, experiment.target)))
+
 # %% ../nbs/08_study.ipynb #57c3374c
 def run_experiment(
     experiment: Experiment,
@@ -120,11 +126,10 @@ def run_experiment(
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     join_ranks()
-    run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
+    run = user_path(runs) / experiment.name
     asked = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights), fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
-    pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
-    model = build_model(experiment, weights, classes)
+    model = _build(experiment, frame, weights, device, precision)
     with run_lock(run):
         done = finished(run, experiment, *asked) if resume else None  # another process was faster
         return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume, cbs)

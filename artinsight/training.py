@@ -26,7 +26,7 @@ from torch import nn
 
 # %% ../nbs/03_training.ipynb #5312a153
 from .engine.files import atomic_write, user_path
-from .engine.workers import barrier, rank, world_size
+from .engine.workers import rank, world_size
 from .engine.precision import BatchLearner, BatchPrecision, out_of_memory, pick_precision
 from .engine.runs import (
     copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions, saved_classes)
@@ -245,5 +245,4 @@ def train(
         with out_of_memory(experiment): fit(learn, checkpoint, experiment)
         model.load_state_dict(checkpoint.best_weights)
         if not (rank() or has_predictions(folder)): save_run(folder, experiment, model, dls, chosen, checkpoint)
-        barrier()
     return summarise(checkpoint, dls, chosen)

@@ -72,6 +72,7 @@ def _rand(*shape, generator):
 
 def _uniform(low, high, *shape, generator): return _rand(*shape, generator=generator) * (high - low) + low
 
+# %% ../../nbs/engine/09_augment.ipynb #69576481
 def turn(
     x: torch.Tensor,  # uint8 (n, 3, size, size)
     hflip: torch.Tensor,  # bool (n,), on the CPU as all draws

@@ -9,6 +9,7 @@ __all__ = ['EveryRank']
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,12 +28,17 @@ class EveryRank(Callback):
         if self.training: self.learn.model = self.together
     def after_pred(self): self.learn.model = self.together.module
     def after_cancel_batch(self): self.after_pred()
-    def after_loss(self):
-        if not self.training: return
-        loss = self.loss.detach().clone()
-        dist.all_reduce(loss)
-        self.learn.loss = loss / world_size()
-    def after_epoch(self):
-        figures = [list(map(float, self.recorder.values[-1]))]
-        dist.broadcast_object_list(figures)
-        self.recorder.values[-1] = L(figures[0])
+
+# %% ../../nbs/engine/21_ranks.ipynb #14e39bb9
+@patch
+def after_loss(self: EveryRank):
+    if not self.training: return
+    loss = self.loss.detach().clone()
+    dist.all_reduce(loss)
+    self.learn.loss = loss / world_size()
+
+@patch
+def after_epoch(self: EveryRank):
+    figures = [list(map(float, self.recorder.values[-1]))]
+    dist.broadcast_object_list(figures)
+    self.recorder.values[-1] = L(figures[0])
