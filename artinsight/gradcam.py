@@ -270,23 +270,19 @@ def _simpler_answers(probs, classes):
     simpler = {}
     if coarser(classes, 'origin') is not None:
         simpler['origin'] = {name: _plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
-    if coarser(classes, 'style') is not None:
-        style, = ask(probs[None].log(), 'style', classes)
-        simpler['style'] = {'name': style, 'probability': _plain(probs[_members(style, classes)].sum())}
-    return simpler
+    if coarser(classes, 'style') is None: return simpler
+    style, = ask(probs[None].log(), 'style', classes)
+    return simpler | {'style': {'name': style, 'probability': _plain(probs[_members(style, classes)].sum())}}
 
 # %% ../nbs/07_gradcam.ipynb #explanation
 def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
     "One picture's answer as plain Python: None where an empty map has no statistics."
     best = probs.argsort(descending=True)[:top].tolist()
-    return dict(
-        predicted=classes[best[0]], probability=_plain(probs[best[0]]),
+    return dict(predicted=classes[best[0]], probability=_plain(probs[best[0]]),
         top=[{'class': classes[i], 'probability': _plain(probs[i])} for i in best],
-        **_simpler_answers(probs, classes),
-        asked=asked if isinstance(asked, str) else classes[asked], asked_probability=_plain(sure),
-        layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=_plain(peak),
-        border_mass=_plain(border), entropy=_plain(spread),
-        map=np.round(heat.tolist(), 4).tolist())
+        **_simpler_answers(probs, classes), asked=asked if isinstance(asked, str) else classes[asked],
+        asked_probability=_plain(sure), layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=_plain(peak),
+        border_mass=_plain(border), entropy=_plain(spread), map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain
 def explain(
