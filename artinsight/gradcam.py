@@ -281,8 +281,8 @@ def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, 
     return dict(predicted=classes[best[0]], probability=_plain(probs[best[0]]),
         top=[{'class': classes[i], 'probability': _plain(probs[i])} for i in best],
         **_simpler_answers(probs, classes), asked=asked if isinstance(asked, str) else classes[asked],
-        asked_probability=_plain(sure), layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=_plain(peak),
-        border_mass=_plain(border), entropy=_plain(spread), map=np.round(heat.tolist(), 4).tolist())
+        asked_probability=_plain(sure), layer=layer, map_size=list(heat.shape), empty=not heat.any().item(),
+        peak=_plain(peak), border_mass=_plain(border), entropy=_plain(spread), map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain
 def explain(
