@@ -35,6 +35,7 @@ from .use.page import *
 from .use.app import *
 from .use.explain import *
 from .use.lightbox import *
+from .use.web import *
 from .use.commands import *
 from .data import *
 from .sample import *
