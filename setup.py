@@ -20,7 +20,7 @@ setup(
     # nbdev_export leaves a pyproject.toml that promises classifiers: without any, pip would refuse to install.
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
-    package_data={'artinsight': ['*.csv'], 'artinsight.use': ['*.css']},
+    package_data={'artinsight': ['*.csv'], 'artinsight.use': ['*.css', 'web.html', 'web.js']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg.get('console_scripts', '').split(),

@@ -37,6 +37,7 @@ from .use.app import *
 from .use.explain import *
 from .use.lightbox import *
 from .use.compare import *
+from .use.web import *
 from .use.commands import *
 from .data import *
 from .sample import *

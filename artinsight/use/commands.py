@@ -235,11 +235,16 @@ def artinsight_explain(
 @console
 def artinsight_export(
     run: str,  # a run's folder
-    to: str = 'onnx',  # onnx (with an 8 bit version, if that loses less than a point), torch or hub
-    out: str = None,  # folder (default: the run's, or RUN/hub)
+    to: str = 'onnx',  # onnx (and in 8 bits, if that loses less than a point), torch, hub, or web: a static page
+    out: str = None,  # folder (default: the run's, or RUN/hub, RUN/web)
     data: str = None,  # data set to compare on (default: $ARTINSIGHT_DATA, else the painted sample)
+    bundle: store_true = False,  # with --to web: copy ONNX Runtime Web into the folder, instead of a CDN's address
 ):
     "Write a run for other programs, compared with the run itself; and its model card beside it."
+    if to == 'web':
+        from artinsight.use.web import export_web
+        return print(export_web(run, out, data, bundle))
+    if bundle: raise ValueError('--bundle goes with --to web')
     from artinsight.use.export import export_as
     print(export_as(run, to, out, data))
 

@@ -60,14 +60,19 @@ def describe_input(run: Run) -> dict:
             'input': f'{shape}: the upright picture {steps}'}
 
 # %% ../../nbs/use/02_export.ipynb #app-061
-def to_onnx(run: Run, path):
+def to_onnx(
+    run: Run,
+    path,
+    program: nn.Module | None = None,  # what is written; None: Pixels of the run
+    outputs=('probabilities',),  # names of what it gives
+):
     "Write an ONNX file with a dynamic batch, labels and preprocessing in its metadata; ImportError without the extra."
     onnx, _, _ = need('export', 'onnx', 'onnxscript', 'onnxruntime')
-    example = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8)
+    example, program = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8), program or Pixels(run)
     with torch.no_grad(), atomic_write(path) as unfinished:
-        program = torch.onnx.export(Pixels(run), (example,), dynamo=True, verbose=False, input_names=['pictures'],
-                                    output_names=['probabilities'], dynamic_shapes=({0: torch.export.Dim('n')},))
-        model = program.model_proto
+        made = torch.onnx.export(program, (example,), dynamo=True, verbose=False, input_names=['pictures'],
+                                 output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim('n')},))
+        model = made.model_proto
         onnx.helper.set_model_props(model, describe_input(run))
         onnx.checker.check_model(model)
         onnx.save(model, unfinished)
