@@ -19,6 +19,7 @@ from .engine.scenes import *
 from .engine.painters import *
 from .engine.backbones import *
 from .engine.recipes import *
+from .engine.papers import *
 from .engine.ranks import *
 from .engine.figures import *
 from .trust.calibration import *

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'modern_experiment', 'load_experiment',
-           'load_model']
+           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'literature', 'paper_experiment',
+           'modern_experiment', 'load_experiment', 'load_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, re
 from dataclasses import fields
+from importlib import resources
 
-import torch
+import pandas as pd, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from .engine.files import user_path
 from .engine.backbones import build_backbone, freeze, imagenet_file, load_trunk
 from .engine.recipes import modern
+from .engine.papers import add_attention, tiny_cnn
 from .data import CLASSES
 from .training import Experiment, read_record
 from .baseline import simple_cnn
@@ -61,12 +63,17 @@ VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BES
 # %% ../nbs/05_resnet18.ipynb #405fac6c
 def _build_simple_cnn(experiment, weights, classes): return simple_cnn(experiment.size, classes)
 def _build_resnet18(experiment, weights, classes): return resnet18(weights, classes, experiment.frozen)
+def _build_cifake(experiment, weights, classes): return tiny_cnn(experiment.size, classes)
+def _build_attentive(experiment, weights, classes):
+    model = build_backbone(experiment.model.removesuffix('_attention'), classes, weights, experiment.size)
+    return freeze(add_attention(model), experiment.frozen)
 def _build_other(experiment, weights, classes):
     return freeze(build_backbone(experiment.model, classes, weights, experiment.size), experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
-          'resnet18': _build_resnet18}  # name -> function of a recipe, first weights and outputs
-FROM_SCRATCH = ('simple_cnn',)  # models that have no first weights but random ones
+          'resnet18': _build_resnet18, 'cifake_cnn': _build_cifake, 'resnet50_attention': _build_attentive,
+          'convnext_tiny_attention': _build_attentive}  # name -> function of a recipe, first weights and outputs
+FROM_SCRATCH = ('simple_cnn', 'cifake_cnn')  # models that have no first weights but random ones
 
 # %% ../nbs/05_resnet18.ipynb #8f514139
 def build_model(
@@ -79,6 +86,20 @@ def build_model(
     model = MODELS.get(experiment.model, _build_other)(experiment, weights, classes)
     model.flip_average = experiment.flip_average
     return model
+
+# %% ../nbs/05_resnet18.ipynb #38599b9c
+def literature() -> pd.DataFrame:  # a row an experiment: its fields, the paper, what that tells, what is ours
+    "Experiments of other papers, from literature.csv."
+    return pd.read_csv(resources.files('artinsight') / 'literature.csv', keep_default_na=False)
+
+def paper_experiment(
+    name: str,  # such as cifake, zeng, artbrain, zhao_resnet50
+) -> Experiment | None:
+    "An experiment of another paper, None for a name that none has."
+    known = literature().set_index('name', drop=False)
+    if name not in known.index: return None
+    row = known.drop(columns=['paper', 'told', 'ours']).loc[name].to_dict()
+    return Experiment(**{**row, 'augment': tuple(row['augment'].split())})
 
 # %% ../nbs/05_resnet18.ipynb #e649e049
 def modern_experiment(

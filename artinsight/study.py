@@ -24,7 +24,7 @@ from .sample import painted_sample, STUDY_SAMPLE
 from .loading import class_names, describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, FROM_SCRATCH, modern_experiment, VARIANTS, weights_name
+from .resnet18 import build_model, FROM_SCRATCH, modern_experiment, paper_experiment, VARIANTS, weights_name
 from .evaluation import evaluate
 
 # %% ../nbs/08_study.ipynb #56f85b9f
@@ -32,14 +32,14 @@ EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIA
 
 # %% ../nbs/08_study.ipynb #efab1d64
 def find_experiment(
-    name: str,  # one of EXPERIMENTS, or modern_MODEL
+    name: str,  # one of EXPERIMENTS, of resnet18.literature, or modern_MODEL
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
     target: str | None = None,  # what is told apart, see data.TARGETS; one that is not the recipe's adds to its name
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
-    known = EXPERIMENTS.get(name) or modern_experiment(name)
+    known = EXPERIMENTS.get(name) or paper_experiment(name) or modern_experiment(name)
     if not known: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}, modern_MODEL')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:

@@ -1,5 +1,5 @@
 "Backbones by name: head, normalisation, stages and maps of seven of torchvision's and two of timm's."
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np, pytest, torch
 from captum.attr import LayerGradCam
@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
 
-from artinsight.data import index
+from artinsight.data import index, TARGETS
 from artinsight.engine.augment import normalise
 from artinsight.engine.backbones import build_backbone, describe_backbone, find_head, find_stages, freeze
 from artinsight.engine.layers import default_layer
@@ -15,7 +15,7 @@ from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.gradcam import ask, GradCAM
 from artinsight.loading import dataloaders
-from artinsight.resnet18 import build_model, load_experiment
+from artinsight.resnet18 import build_model, literature, load_experiment, paper_experiment
 from artinsight.sample import painted_sample
 from artinsight.training import Experiment, make_learner
 
@@ -174,3 +174,18 @@ def test_a_record_may_name_a_backbone_but_no_nonsense():
     assert load_experiment(record()).model == 'timm/convnext_atto'
     for model in ('../x', 'a b', '', 7, None, 'timm/../x', ['resnet18']):
         with pytest.raises(ValueError, match='does not know'): load_experiment(record(model=model))
+
+
+OWN = ['cifake', 'zeng', 'artbrain']
+ZHAO = [pytest.param(name, marks=pytest.mark.slow) for name in literature().name if name.startswith('zhao')]
+
+
+@pytest.mark.parametrize('name', [*OWN, *ZHAO])
+def test_an_experiment_of_a_paper_has_its_own_question_and_a_map(name):
+    recipe = paper_experiment(name)
+    size, names = min(recipe.size, 64), TARGETS[recipe.target]
+    model = build_model(replace(recipe, size=size), 'none', len(names)).eval()
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert model(x).shape == (1, {'origin': 2, 'style': 10, 'generator_style': 30}[recipe.target])
+    maps = GradCAM(model, classes=names)(x, 1)
+    assert maps.shape[1] == maps.shape[2] > 1
