@@ -25,9 +25,10 @@ from .data import CLASSES, coarser, ORIGINS, TARGETS
 # %% ../nbs/07_gradcam.ipynb #members
 def _members(name, classes):
     "Positions in `classes` of the class called `name`, or of those that lie in a coarser class of that name"
-    inside = ((coarser(classes, asked), names) for asked, names in TARGETS.items() if name in names)
-    found = [np.flatnonzero(numbers == names.index(name)) for numbers, names in inside if numbers is not None]
-    positions = [classes.index(name)] if name in classes else found[0].tolist() if found else []
+    positions = [i for i, c in enumerate(classes) if c == name or name in ORIGINS and c.startswith(f'{name}_')]
+    for asked, names in TARGETS.items():
+        if name in names and not positions and (numbers := coarser(classes, asked)) is not None:
+            positions = np.flatnonzero(numbers == names.index(name)).tolist()
     if not positions:
         raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
     return positions

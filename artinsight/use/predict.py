@@ -232,7 +232,7 @@ def _line(row) -> str:
     "A prediction in one line."
     likeliest = ', '.join(f'{words(name)} {part:.0%}' for name, part in row.get('styles', row.get('classes')).items())
     answer = f"{row['class']} {row['probability']:.0%}{' (unsure)' if row['unsure'] else ''}"
-    ai = f"; AI {row['AI']:.0%}" if {'AI', 'styles'} <= set(row) else ''
+    ai = f"; AI {row['AI']:.0%}" if 'AI' in row and 'styles' in row else ''
     return printable(f"{row['path']}: {answer}{ai}; {likeliest}")
 
 # %% ../../nbs/use/00_predict.ipynb #a894b037
