@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'PRETRAINED', 'weights_name', 'resnet18', 'build_model', 'load_experiment', 'load_model']
+           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'load_experiment', 'load_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
-import hashlib, re, textwrap
-from dataclasses import fields
-from http.client import HTTPException
-from pathlib import Path
+import hashlib, re
+from dataclasses import asdict, fields
 
 import torch
 from safetensors import SafetensorError
@@ -19,24 +17,10 @@ from torch import nn
 
 # %% ../nbs/05_resnet18.ipynb #438e9c38
 from .engine.files import user_path
-from .engine.runs import find_weights, read_weights
+from .engine.backbones import build_backbone, freeze, imagenet_file, load_trunk
 from .data import CLASSES
 from .training import Experiment, read_record
 from .baseline import simple_cnn
-
-# %% ../nbs/05_resnet18.ipynb #186feaf2
-def _imagenet_file() -> Path:
-    "torchvision's file of ImageNet weights in torch's cache, downloaded if need be; OSError with the ways out."
-    from torchvision.models import ResNet18_Weights
-    published = ResNet18_Weights.IMAGENET1K_V1
-    file = Path(torch.hub.get_dir()) / 'checkpoints' / Path(published.url).name
-    try:
-        if not file.exists(): published.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError, HTTPException) as error:  # a damaged download is a RuntimeError
-        raise OSError(f'the ImageNet weights of ResNet18 cannot be fetched ({error}): connect to the internet, or '
-                      f'put the file at {file}, '
-                      'or give --weights FILE, or train from scratch with --weights none') from error
-    return file
 
 # %% ../nbs/05_resnet18.ipynb #fe540f00
 def weights_name(
@@ -47,21 +31,6 @@ def weights_name(
     file = user_path(weights)
     return f'{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}'
 
-# %% ../nbs/05_resnet18.ipynb #bedd366c
-def _load_trunk(
-    model: nn.Module,  # torchvision's ResNet18
-    file: Path,  # of weights
-):
-    "Load all but the last layer from a file; ValueError that names the entries that do not fit."
-    head = {name: value for name, value in model.state_dict().items() if name.startswith('fc.')}
-    held = find_weights(read_weights(file), set(model.state_dict()) - set(head))
-    layers = {name for name, _ in model.named_children()} - {'fc'}
-    trunk = {name: value for name, value in held.items() if name.split('.')[0] in layers}
-    try: model.load_state_dict(trunk | head)
-    except RuntimeError as error:
-        wrong = [textwrap.shorten(line, 200, placeholder=' ...') for line in str(error).split('\n\t')[1:]]
-        raise ValueError(f'{file} does not hold the weights of a ResNet18: {" ".join(wrong[:3])}') from error
-
 # %% ../nbs/05_resnet18.ipynb #b5d1d1b3
 def resnet18(
     weights: str = 'imagenet',  # 'imagenet', 'none' or a file, see above
@@ -69,9 +38,11 @@ def resnet18(
     frozen: tuple = (),  # names of layers to freeze
 ) -> nn.Module:  # takes (n, 3, h, w), gives logits (n, classes)
     "ResNet18 with a new head; OSError or ValueError where the weights cannot be had or do not fit."
-    from torchvision.models import resnet18 as published  # here, since it takes seconds that other commands do not have
-    model = published(num_classes=classes)
-    if weights != 'none': _load_trunk(model, _imagenet_file() if weights == 'imagenet' else user_path(weights))
+    from torchvision import models  # here, since it takes seconds that other commands do not have
+    model, published = models.resnet18(num_classes=classes), models.ResNet18_Weights.IMAGENET1K_V1
+    if weights != 'none':
+        file = imagenet_file(published, 'ResNet18') if weights == 'imagenet' else user_path(weights)
+        load_trunk(model, 'fc', file, 'a ResNet18')
     for name in frozen: model.get_submodule(name).requires_grad_(False)
     return model
 
@@ -88,11 +59,14 @@ VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BES
 
 # %% ../nbs/05_resnet18.ipynb #405fac6c
 def _build_simple_cnn(experiment, weights, classes): return simple_cnn(experiment.size, classes)
-def _build_resnet18(experiment, weights, classes): return resnet18(weights, classes, experiment.frozen)
+def _build_resnet18(experiment, weights, classes): return freeze(resnet18(weights, classes), experiment.frozen)
+def _build_other(experiment, weights, classes):
+    model = build_backbone(experiment.model, classes, weights, experiment.size)
+    return freeze(model, experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
           'resnet18': _build_resnet18}  # name -> function of a recipe, first weights and outputs
-PRETRAINED = ('resnet18',)  # models whose first weights can be chosen
+FROM_SCRATCH = ('simple_cnn',)  # models that have no first weights but random ones
 
 # %% ../nbs/05_resnet18.ipynb #8f514139
 def build_model(
@@ -102,7 +76,14 @@ def build_model(
 ) -> nn.Module:  # on the CPU
     "The model of a recipe with its first weights, drawn from the recipe's seed; errors as `resnet18`."
     torch.manual_seed(experiment.seed)
-    return MODELS[experiment.model](experiment, weights, classes)
+    model = MODELS.get(experiment.model, _build_other)(experiment, weights, classes)
+    model.flip_average = experiment.flip_average
+    return model
+
+# %% ../nbs/05_resnet18.ipynb #40781e0c
+def _known(model):
+    "Whether a recipe may name this model: one of ours, or what could be a library's."
+    return model in list(MODELS) or isinstance(model, str) and re.fullmatch(r'(timm/)?\w[\w.]*', model)
 
 # %% ../nbs/05_resnet18.ipynb #2faa160d
 def load_experiment(
@@ -110,7 +91,8 @@ def load_experiment(
 ) -> Experiment:
     "The recipe in a record; ValueError for one that this version does not know."
     held, kinds = record['experiment'], {field.name: field.type for field in fields(Experiment)}
-    if not isinstance(held, dict) or set(held) != set(kinds) or held['model'] not in list(MODELS):
+    if isinstance(held, dict): held = {**asdict(Experiment('older', 'none')), **held}  # older ones have fewer fields
+    if not isinstance(held, dict) or set(held) != set(kinds) or not _known(held['model']):
         raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
     wrong = [name for name, value in values.items()

@@ -9,18 +9,15 @@ __all__ = ['QUICK', 'METRICS', 'Experiment', 'load_predictions', 'has_prediction
 # %% ../nbs/03_training.ipynb #9ad46282
 import json, sys
 from dataclasses import asdict, dataclass, fields, MISSING, replace
-from functools import partial
 from pathlib import Path
 
 # %% ../nbs/03_training.ipynb #c6a9262b
 import numpy as np, pandas as pd, torch
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import combined_cos, ParamScheduler
 from fastai.callback.training import BnFreeze
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, AccumMetric
-from fastai.optimizer import OptimWrapper
 from fastcore.basics import noop, patch
 from sklearn.metrics import recall_score
 
@@ -29,24 +26,27 @@ from torch import nn
 
 # %% ../nbs/03_training.ipynb #5312a153
 from .engine.files import atomic_write, user_path
+from .engine.workers import barrier, rank, world_size
 from .engine.precision import BatchLearner, BatchPrecision, out_of_memory, pick_precision
 from .engine.runs import (
     copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions, saved_classes)
 from .engine.checkpoint import Checkpoint, save_weights, starting_point
+from .engine.recipes import learner_options, one_cycle, Options, recipe_callbacks
+from .engine.ranks import EveryRank
 from .data import CLASSES, parts, TARGETS
 
 # %% ../nbs/03_training.ipynb #2a199407
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Options):
     "A recipe: all that decides how a model is trained."
     name: str  # also the run's folder
-    model: str  # 'simple_cnn' or 'resnet18'
+    model: str  # 'simple_cnn', 'resnet18' or a name that engine.backbones knows
     target: str = 'class'  # what is told apart: a column of the index, see data.TARGETS
     size: int = 32  # pictures are squashed to size x size pixels
     frozen: tuple = ()  # names of layers that keep their weights and statistics
     augment: tuple = ()  # steps of loading.AUGMENTATIONS
     epochs: int = 10  # at most
-    patience: int = 3  # epochs without a better validation loss before stopping
+    patience: int = 3  # epochs without a better validation loss before stopping; 0: train them all, keep the last
     lr: float = 1e-3  # learning rate of SGD; with one_cycle the highest
     one_cycle: bool = False  # let the rate rise and fall again over all epochs, instead of keeping it
     momentum: float = .9  # of SGD; one_cycle moves it from .95 to .85 and back
@@ -64,7 +64,8 @@ _SEEN = 11_000  # pictures that a quick training sees at least, all epochs toget
 @patch
 def quick_version(self: Experiment) -> Experiment:
     "The recipe for a laptop."
-    return replace(self, size=min(self.size, 96), **QUICK)
+    lr = QUICK['lr'] if self.optimiser == 'sgd' else self.lr
+    return replace(self, size=min(self.size, 96), start_size=min(self.start_size, 64), **{**QUICK, 'lr': lr})
 
 @patch
 def fit_epochs(self: Experiment, frame: pd.DataFrame) -> Experiment:
@@ -167,11 +168,12 @@ def make_learner(
     precision,  # what loading.pick_precision returned
     cbs: list = (),  # more callbacks
 ) -> Learner:
-    "A fastai learner for a recipe: plain SGD with momentum, cross entropy, METRICS."
-    sgd = partial(OptimWrapper, opt=torch.optim.SGD, momentum=experiment.momentum)
-    learn = BatchLearner(dls, model, CrossEntropyLossFlat(), sgd, lr=experiment.lr, metrics=METRICS,
-                         wd=0., wd_bn_bias=True, train_bn=False, cbs=[BnFreeze(), *cbs])
+    "A fastai learner for a recipe: its optimiser, cross entropy, METRICS; ValueError for what is unknown in it."
+    loss, options = CrossEntropyLossFlat(label_smoothing=experiment.smoothing), learner_options(experiment, model)
+    learn = BatchLearner(dls, model, loss, metrics=METRICS, wd_bn_bias=True, train_bn=False, **options,
+                         cbs=[BnFreeze(), *recipe_callbacks(experiment, model), *cbs])
     if precision.dtype != torch.float32: learn.add_cb(BatchPrecision(precision))
+    if world_size() > 1: learn.add_cb(EveryRank(experiment.head_epochs > 0))
     in_notebook = 'ipykernel' in sys.modules
     alone = sys.stderr.isatty() and sys.stdin.isatty()  # a training beside another one has a pipe for its input
     if not in_notebook and not alone:
@@ -197,16 +199,11 @@ def prepare(experiment: Experiment, model: nn.Module, dls, precision: str) -> tu
     return chosen, start
 
 # %% ../nbs/03_training.ipynb #9ef3fe31
-def _one_cycle(lr, begun):
-    "The schedule of fastai's fit_one_cycle, where a part `begun` of the training is already done."
-    def rest(curve): return lambda place: curve(begun + (1 - begun) * place)
-    return ParamScheduler({'lr': rest(combined_cos(.25, lr / 25, lr, lr / 1e5)),
-                           'mom': rest(combined_cos(.25, .95, .85, .95))})
-
 def fit(learn: Learner, checkpoint: Checkpoint, experiment: Experiment):
     "Train the epochs that are left; ValueError where the loss is no number, OSError where nothing can be written."
     left = experiment.epochs - len(checkpoint.rows)
-    schedule = [_one_cycle(experiment.lr, 1 - left / experiment.epochs)] if experiment.one_cycle else []
+    head, begun = (epochs / experiment.epochs for epochs in (experiment.head_epochs, len(checkpoint.rows)))
+    schedule = [one_cycle(learn.lr, head, begun)] if experiment.one_cycle else []
     if left > 0 and not checkpoint.finished: learn.fit(left, cbs=schedule)
     if checkpoint.fault: raise checkpoint.fault  # raised here, because fastai rewrites what a callback raises
 
@@ -244,8 +241,9 @@ def train(
         checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
         learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
         if checkpoint.read(learn): _tell_resumed(checkpoint)
-        else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
+        elif not rank(): (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
         with out_of_memory(experiment): fit(learn, checkpoint, experiment)
         model.load_state_dict(checkpoint.best_weights)
-        if not has_predictions(folder): save_run(folder, experiment, model, dls, chosen, checkpoint)
+        if not (rank() or has_predictions(folder)): save_run(folder, experiment, model, dls, chosen, checkpoint)
+        barrier()
     return summarise(checkpoint, dls, chosen)

@@ -147,6 +147,15 @@ def test_commands_do_not_wait_for_what_they_do_not_use():
     assert done.stdout.split() == ['False', 'False'], done.stderr[-1000:]
 
 
+def test_help_and_wrong_words_wait_for_nothing():
+    "The commands import what they need when they need it: help is there before torch or pandas could be."
+    line = "import artinsight.use.commands, sys; print(sorted({'torch', 'fastai', 'pandas', 'numpy'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, '-c', line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stderr[-1000:]
+    done = subprocess.run(['artinsight_audit', 'nowhere', '--sampel', '3'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'sampel' in done.stderr.splitlines()[-1]
+
+
 def test_workflows_run_what_the_readme_names():
     test, deploy = (yaml.safe_load((ROOT/f'.github/workflows/{file}.yml').read_text()) for file in ('test', 'deploy'))
     commands = [step.get('run') for step in test['jobs']['test']['steps']]

@@ -21,6 +21,7 @@ from torch import nn
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #0dae3256
 from .files import atomic_write
+from .workers import rank
 from .runs import copy_weights, paths_of
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #84ca1143
@@ -34,10 +35,15 @@ class Checkpoint(TrackerCallback):
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #29f79a57
 @patch(as_prop=True)
-def best_epoch(self: Checkpoint): return min(range(len(self.rows)), key=lambda number: self.rows[number]['valid_loss'])
+def best_epoch(self: Checkpoint):
+    "The epoch whose weights are kept: that of the smallest validation loss, or without patience the last one."
+    if not self.patience: return len(self.rows) - 1
+    return min(range(len(self.rows)), key=lambda number: self.rows[number]['valid_loss'])
 
 @patch(as_prop=True)
-def finished(self: Checkpoint): return bool(self.rows) and len(self.rows) - 1 - self.best_epoch >= self.patience
+def finished(self: Checkpoint):
+    "Whether patience is at its end."
+    return bool(self.rows and self.patience) and len(self.rows) - 1 - self.best_epoch >= self.patience
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #611a35c2
 @patch
@@ -68,6 +74,17 @@ def after_batch(self: Checkpoint):
                                 f'lower the learning rate, or look at {", ".join(self.batch_paths())}')
         raise CancelFitException()
 
+# %% ../../nbs/engine/11_checkpoint.ipynb #cf0b1452
+@patch
+def averaged(self: Checkpoint) -> nn.Module | None:
+    "The moving average of the weights, where a recipe keeps one."
+    return self.learn.weight_average.averaged if hasattr(self.learn, 'weight_average') else None
+
+@patch
+def answering(self: Checkpoint) -> nn.Module:
+    "The model that validation saw."
+    return self.averaged().module if self.averaged() else self.model
+
 # %% ../../nbs/engine/11_checkpoint.ipynb #15c25427
 @patch
 def after_epoch(self: Checkpoint):
@@ -75,10 +92,11 @@ def after_epoch(self: Checkpoint):
     losses = dict(zip(self.recorder.metric_names[1:-1], (float(value) for value in self.recorder.values[-1])))
     self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds,
                       'seconds': time.perf_counter() - self.began})
-    if self.new_best: self.best_weights = copy_weights(self.model)
-    if not hasattr(self, 'progress'):
-        print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()),
-              file=sys.stderr)
+    if self.new_best or not self.patience: self.best_weights = copy_weights(self.answering())
+    if not (hasattr(self, 'progress') or rank()):
+        figures = ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items())
+        left = (self.n_epoch - self.epoch - 1) * self.rows[-1]['seconds']
+        print(f'{self.file.parent.name}: {figures}; at most {left:.0f} s left', file=sys.stderr)
     try: self.write()
     except OSError as error: self.fault = error
     if self.finished or self.fault: raise CancelFitException()
@@ -111,10 +129,12 @@ def _checksum(tensors: dict, texts: str) -> str:
 # %% ../../nbs/engine/11_checkpoint.ipynb #c96f92b4
 @patch
 def write(self: Checkpoint):
-    "Write the checkpoint by a rename."
+    "Write the checkpoint by a rename; of several processes, the first one does."
+    if rank(): return
     tensors = {f'model/{name}': value for name, value in copy_weights(self.model).items()}
     tensors |= {f'best/{name}': value for name, value in self.best_weights.items()}
     tensors |= {**_momentum_state(self.opt.opt), 'random': torch.get_rng_state()}
+    if self.averaged(): tensors |= {f'average/{name}': value for name, value in copy_weights(self.averaged()).items()}
     scaler = getattr(self.learn, 'scaler', None)
     rows, scale = json.dumps(self.rows), json.dumps(scaler.state_dict() if scaler else {})
     texts = {'start': self.start, 'rows': rows, 'scale': scale, 'checksum': _checksum(tensors, rows + scale)}
@@ -141,6 +161,7 @@ def restore(self: Checkpoint, learn: Learner, tensors: dict, texts: dict):
     learn.model.load_state_dict(part('model/'))
     self.rows, self.scale, self.best_weights = json.loads(texts['rows']), json.loads(texts['scale']), part('best/')
     self.best = self.rows[self.best_epoch]['valid_loss']
+    if self.averaged(): self.averaged().load_state_dict(part('average/'))
     learn.create_opt()
     _restore_momentum(learn.opt.opt, part('optimiser/'))
     torch.set_rng_state(tensors['random'])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_APP', 'EXPORTS', 'Pixels', 'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch',
-           'check_export', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export']
+           'check_export', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'export_as']
 
 # %% ../../nbs/use/02_export.ipynb #d9bb56c4
 import io, logging, os, sys
@@ -22,9 +22,9 @@ from torch import nn
 
 # %% ../../nbs/use/02_export.ipynb #68477300
 from ..engine.files import atomic_write, discard, user_path
-from ..engine.console import console
 from ..engine.pictures import SQUASH
 from ..engine.augment import normalise
+from ..engine.runs import answer
 from ..engine.runs import git_commit
 from ..data import fingerprint, index
 from ..sample import painted_sample
@@ -39,7 +39,7 @@ class Pixels(nn.Module):
     def __init__(self, run: Run):
         super().__init__()
         self.model = deepcopy(run.model).cpu().eval()
-    def forward(self, pictures): return self.model(normalise(pictures)).softmax(1)
+    def forward(self, pictures): return answer(self.model, normalise(pictures))
 
 # %% ../../nbs/use/02_export.ipynb #app-059
 def need(extra: str, *modules: str) -> list:
@@ -253,21 +253,20 @@ def export_run(
     return result
 
 # %% ../../nbs/use/02_export.ipynb #app-068
-@console
-def artinsight_export(
-    run: str,  # a run's folder
-    to: str = 'onnx',  # onnx (with an 8 bit version, if that loses less than a point), torch or hub
-    out: str = None,  # folder (default: the run's, or RUN/hub)
-    data: str = None,  # data set to compare on (default: $ARTINSIGHT_DATA, else the painted sample)
-):
-    "Write a run for other programs, compared with the run itself; and its model card beside it."
+def export_as(
+    run,  # a run's folder
+    to: str = 'onnx',  # a key of EXPORTS, or hub
+    out=None,  # folder; None: the run's, or RUN/hub
+    data=None,  # data set to compare on; None: $ARTINSIGHT_DATA, else the painted sample
+) -> str:  # what was written and how it compares, as JSON; of a Hub folder its path
+    "What `artinsight_export` does; ValueError, OSError or ImportError say what to do."
     opened = load_run(run)
     if to == 'hub':
         folder = user_path(out or opened.path / 'hub')
         for name, pin in to_hub(opened, folder).items():
             why = f'nothing here tells which {name} to pin, so a Space takes the newest'
             if not pin: print(f'{folder}: {why}', file=sys.stderr)
-        return print(folder)
+        return str(folder)
     painted = () if opened.record['data']['name'] == 'painted sample' else (2, 7)
     root = data or os.environ.get('ARTINSIGHT_DATA') or painted_sample(*painted)
-    print(dumps(export_run(opened, to, index(user_path(root)), out), indent=1))
+    return dumps(export_run(opened, to, index(user_path(root)), out), indent=1)

@@ -5,23 +5,20 @@
 # %% auto #0
 __all__ = ['ACCURACY', 'MADE_BY', 'EXPLANATION', 'NOT_OURS', 'ANSWER_COLUMNS', 'Run', 'load_run', 'holds_mark', 'claim_file',
            'out_folder', 'list_images', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'answer_columns', 'words',
-           'report_bad', 'artinsight_predict']
+           'answer_line', 'report_bad']
 
 # %% ../../nbs/use/00_predict.ipynb #10a325b4
 import glob, os, sys
 from concurrent.futures import ThreadPoolExecutor
-from json import dumps
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastcore.basics import chunked, num_cpus, patch
-from fastcore.script import store_true
 from torch import nn
 
 # %% ../../nbs/use/00_predict.ipynb #f84477c1
 from ..engine.files import printable, user_path
-from ..engine.console import console
 from ..engine.workers import keep_freed_memory
 from ..engine.pictures import BadPicture, decode, picture_files, squash, to_rgb
 from ..engine.precision import find_device
@@ -228,7 +225,7 @@ def words(name):
     "A style or class as people write it."
     return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
 
-def _line(row) -> str:
+def answer_line(row) -> str:
     "A prediction in one line."
     likeliest = ', '.join(f'{words(name)} {part:.0%}' for name, part in row.get('styles', row.get('classes')).items())
     answer = f"{row['class']} {row['probability']:.0%}{' (unsure)' if row['unsure'] else ''}"
@@ -241,24 +238,6 @@ def report_bad(frame):
     bad = frame[frame.problem != '']
     for row in bad.itertuples(): print(f'{printable(row.path)}: {row.problem}', file=sys.stderr)
     if len(bad) == len(frame): raise ValueError(f'none of the {len(frame)} pictures could be read')
-
-# %% ../../nbs/use/00_predict.ipynb #app-031
-@console(many='images')
-def artinsight_predict(
-    run: str,  # a run's folder
-    images: str,  # pictures, folders or globs in quotes
-    json: store_true = False,  # a JSON list instead of lines
-    device: str = 'cpu',  # where the model runs
-):
-    "Say style and origin of pictures."
-    frame = load_run(run, device).predict(images)
-    if json:
-        rows = frame.to_dict('records')
-        bad = [{'path': row['path'], 'problem': row['problem']} for row in rows]
-        print(dumps([row if row['problem'] == '' else short for row, short in zip(rows, bad)], indent=1))
-    else:
-        for row in frame[frame.problem == ''].to_dict('records'): print(_line(row))
-    report_bad(frame)
 
 # %% ../../nbs/use/00_predict.ipynb #app-041
 @patch
