@@ -158,8 +158,7 @@ def choose(
     if 'style' not in frame: return at_most(train, per_style, seed)
     chosen, short = [], {}
     for (style, _), rows in train.groupby(['style', 'origin']):
-        generators = sorted(set(rows.generator))
-        for i, generator in enumerate(generators):
+        for i, generator in enumerate(generators := sorted(set(rows.generator))):
             wanted, pool = (per_style + i) // len(generators), rows.index[rows.generator == generator]
             draw = np.random.default_rng([seed, STYLES.index(style), GENERATORS.index(generator)])
             chosen.append(pool[draw.permutation(len(pool))[:wanted]])

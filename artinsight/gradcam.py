@@ -26,12 +26,11 @@ from .data import CLASSES, coarser, ORIGINS, TARGETS
 def _members(name, classes):
     "Positions in `classes` of the class called `name`, or of those that lie in a coarser class of that name"
     positions = [i for i, c in enumerate(classes) if c == name or name in ORIGINS and c.startswith(f'{name}_')]
+    if positions: return positions
     for asked, names in TARGETS.items():
-        if name in names and not positions and (numbers := coarser(classes, asked)) is not None:
-            positions = np.flatnonzero(numbers == names.index(name)).tolist()
-    if not positions:
-        raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
-    return positions
+        if name in names and (numbers := coarser(classes, asked)) is not None:
+            return np.flatnonzero(numbers == names.index(name)).tolist()
+    raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
 
 # %% ../nbs/07_gradcam.ipynb #ask
 def ask(
@@ -263,24 +262,29 @@ def several_models(
         notes[name] = captions(probs, classes=classes)
     return map_grid(images, rows, [f'{classes[int(t)]}' for t in truth], notes)
 
+# %% ../nbs/07_gradcam.ipynb #a6e397c3
+def _coarse_answers(probs, classes, plain):
+    "Origin and style of one picture, as far as the classes tell them"
+    told = {}
+    if coarser(classes, 'origin') is not None:
+        told['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
+    if coarser(classes, 'style') is not None:
+        style, = ask(probs[None].log(), 'style', classes)
+        told['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
+    return told
+
 # %% ../nbs/07_gradcam.ipynb #explanation
 def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
     "One picture's answer as plain Python: None where an empty map has no statistics"
     def plain(v): return None if v.isnan().any() else np.round(v.tolist(), 6).tolist()
-    best, coarse = probs.argsort(descending=True)[:top].tolist(), {}
-    if coarser(classes, 'origin') is not None:
-        coarse['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
-    if coarser(classes, 'style') is not None:
-        style, = ask(probs[None].log(), 'style', classes)
-        coarse['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
+    best = probs.argsort(descending=True)[:top].tolist()
     return dict(
         predicted=classes[best[0]], probability=plain(probs[best[0]]),
         top=[dict({'class': classes[i]}, probability=plain(probs[i])) for i in best],
-        **coarse,
+        **_coarse_answers(probs, classes, plain),
         asked=asked if isinstance(asked, str) else classes[asked], asked_probability=plain(sure),
         layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=plain(peak),
-        border_mass=plain(border), entropy=plain(spread),
-        map=np.round(heat.tolist(), 4).tolist())
+        border_mass=plain(border), entropy=plain(spread), map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain
 def explain(

@@ -127,6 +127,7 @@ def _own_classes(record) -> list:
     try: return list(record['data']['counts']['train'].keys()) if record['experiment'].get('target') == 'class' else []
     except (LookupError, TypeError, AttributeError): return []
 
+# %% ../nbs/03_training.ipynb #b2bab5ae
 def _check_record(record, file):
     "ValueError where this version cannot read a record."
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
