@@ -9,7 +9,7 @@ config.read('settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 # The tests and notebooks exercise every extra but the multi-GPU one.
-extras['dev'] += [need for name in ('data', 'app', 'export', 'bench') for need in extras[name]]
+extras['dev'] += [need for name in ('data', 'app', 'export', 'timm', 'bench') for need in extras[name]]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',

@@ -18,15 +18,17 @@ from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
 from .engine.backbones import *
-from .engine.figures import *
 from .engine.recipes import *
 from .engine.ranks import *
+from .engine.figures import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *
 from .trust.twins import *
 from .trust.robustness import *
 from .trust.audit import *
+from .trust.alarms import *
+from .trust.steady import *
 from .use.predict import *
 from .use.card import *
 from .use.export import *
@@ -34,6 +36,7 @@ from .use.page import *
 from .use.app import *
 from .use.explain import *
 from .use.lightbox import *
+from .use.compare import *
 from .use.commands import *
 from .data import *
 from .sample import *

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MILD', 'AGGRESSIVE', 'RESNET18_BASE', 'RESNET18_AGGRESSIVE', 'RESNET18_AUGMENTED', 'RESNET18_BEST', 'VARIANTS',
-           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'load_experiment', 'load_model']
+           'MODELS', 'FROM_SCRATCH', 'weights_name', 'resnet18', 'build_model', 'modern_experiment', 'load_experiment',
+           'load_model']
 
 # %% ../nbs/05_resnet18.ipynb #fef9cd8a
 import hashlib, re
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from torch import nn
 # %% ../nbs/05_resnet18.ipynb #438e9c38
 from .engine.files import user_path
 from .engine.backbones import build_backbone, freeze, imagenet_file, load_trunk
+from .engine.recipes import modern
 from .data import CLASSES
 from .training import Experiment, read_record
 from .baseline import simple_cnn
@@ -43,8 +45,7 @@ def resnet18(
     if weights != 'none':
         file = imagenet_file(published, 'ResNet18') if weights == 'imagenet' else user_path(weights)
         load_trunk(model, 'fc', file, 'a ResNet18')
-    for name in frozen: model.get_submodule(name).requires_grad_(False)
-    return model
+    return freeze(model, frozen)
 
 # %% ../nbs/05_resnet18.ipynb #c24c8f1a
 _FIRST_HALF = ('conv1', 'bn1', 'layer1', 'layer2')
@@ -59,10 +60,9 @@ VARIANTS = (RESNET18_BASE, RESNET18_AGGRESSIVE, RESNET18_AUGMENTED, RESNET18_BES
 
 # %% ../nbs/05_resnet18.ipynb #405fac6c
 def _build_simple_cnn(experiment, weights, classes): return simple_cnn(experiment.size, classes)
-def _build_resnet18(experiment, weights, classes): return freeze(resnet18(weights, classes), experiment.frozen)
+def _build_resnet18(experiment, weights, classes): return resnet18(weights, classes, experiment.frozen)
 def _build_other(experiment, weights, classes):
-    model = build_backbone(experiment.model, classes, weights, experiment.size)
-    return freeze(model, experiment.frozen)
+    return freeze(build_backbone(experiment.model, classes, weights, experiment.size), experiment.frozen)
 
 MODELS = {'simple_cnn': _build_simple_cnn,
           'resnet18': _build_resnet18}  # name -> function of a recipe, first weights and outputs
@@ -80,7 +80,15 @@ def build_model(
     model.flip_average = experiment.flip_average
     return model
 
-# %% ../nbs/05_resnet18.ipynb #40781e0c
+# %% ../nbs/05_resnet18.ipynb #e649e049
+def modern_experiment(
+    name: str,  # modern_MODEL, such as modern_mobilenet_v2 or modern_timm/convnext_atto
+) -> Experiment | None:
+    "The modern recipe for a model of torchvision or timm, None for a name of another kind; ValueError as modern."
+    _, start, model = name.partition('modern_')
+    return Experiment(re.sub(r'\W', '_', name), model=model, **modern(model)) if start and model else None
+
+# %% ../nbs/05_resnet18.ipynb #04dc591b
 def _known(model):
     "Whether a recipe may name this model: one of ours, or what could be a library's."
     return model in list(MODELS) or isinstance(model, str) and re.fullmatch(r'(timm/)?\w[\w.]*', model)
@@ -91,7 +99,6 @@ def load_experiment(
 ) -> Experiment:
     "The recipe in a record; ValueError for one that this version does not know."
     held, kinds = record['experiment'], {field.name: field.type for field in fields(Experiment)}
-    if isinstance(held, dict): held = {**asdict(Experiment('older', 'none')), **held}  # older ones have fewer fields
     if not isinstance(held, dict) or set(held) != set(kinds) or not _known(held['model']):
         raise ValueError('the record holds a recipe that this version of artinsight does not know: train the run again')
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}

@@ -24,29 +24,31 @@ from .sample import painted_sample, STUDY_SAMPLE
 from .loading import class_names, describe_data, loaders_of, open_store
 from .training import Experiment, load_predictions, read_record, train, write_record
 from .baseline import SIMPLE_CNN
-from .resnet18 import build_model, FROM_SCRATCH, VARIANTS, weights_name
+from .resnet18 import build_model, FROM_SCRATCH, modern_experiment, VARIANTS, weights_name
 from .evaluation import evaluate
 
-# %% ../nbs/08_study.ipynb #efab1d64
+# %% ../nbs/08_study.ipynb #56f85b9f
 EXPERIMENTS = {experiment.name: experiment for experiment in (SIMPLE_CNN, *VARIANTS)}
 
+# %% ../nbs/08_study.ipynb #efab1d64
 def find_experiment(
-    name: str,  # one of EXPERIMENTS
+    name: str,  # one of EXPERIMENTS, or modern_MODEL
     quick: bool = False,  # its quick version?
     seed: int = 0,  # of everything that is drawn
     batch_size: int | None = None,  # None: the recipe's
-    target: str = 'class',  # what is told apart, see data.TARGETS; another one has another name
+    target: str | None = None,  # what is told apart, see data.TARGETS; one that is not the recipe's adds to its name
 ) -> Experiment:
     "An experiment by name; ValueError that lists the names for an unknown one, or says what is wrong with a number."
-    if name not in EXPERIMENTS: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}')
+    known = EXPERIMENTS.get(name) or modern_experiment(name)
+    if not known: raise ValueError(f'unknown experiment {name!r}: there are {", ".join(EXPERIMENTS)}, modern_MODEL')
     if not 0 <= seed < 2**63: raise ValueError(f'a seed is a whole number from 0 on, not {seed}')
     if batch_size is not None and batch_size < 1:
         raise ValueError(f'a batch holds at least one picture, not {batch_size}')
-    if target not in TARGETS: raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
-    experiment = replace(EXPERIMENTS[name], seed=seed, target=target)
-    if target != 'class': experiment = replace(experiment, name=f'{name}-{target}')
-    if quick: experiment = experiment.quick_version()
-    return replace(experiment, batch_size=batch_size) if batch_size else experiment
+    if target not in (None, *TARGETS):
+        raise ValueError(f'no question {target!r}: a target is one of {", ".join(TARGETS)}')
+    if target not in (None, known.target): known = replace(known, target=target, name=f'{known.name}-{target}')
+    experiment = known.quick_version() if quick else known
+    return replace(experiment, seed=seed, batch_size=batch_size or experiment.batch_size)
 
 # %% ../nbs/08_study.ipynb #0f102aaa
 def finished(
@@ -58,8 +60,7 @@ def finished(
     "The record of a run that is already what is asked for; None otherwise."
     try: record = read_record(run)
     except (OSError, ValueError): return None
-    same = {**asdict(Experiment('older', 'none')), **record['experiment']} == json.loads(json.dumps(asdict(experiment)))
-    same = same and record['weights'] == weights
+    same = record['experiment'] == json.loads(json.dumps(asdict(experiment))) and record['weights'] == weights
     whole = all((run / name).is_file() for name in ('model.safetensors', 'predictions.npz', 'history.csv'))
     if not (same and whole and record['data'].get('index_sha256') == sha): return None
     print(f'{experiment.name}: already done', file=sys.stderr)
@@ -94,14 +95,14 @@ def finish(
     return read_record(run)
 
 # %% ../nbs/08_study.ipynb #cb989797
-def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume):
+def _train_run(run, experiment, frame, model, weights, sha, device, precision, resume, cbs):
     "Prepare, train, evaluate and record a run whose folder we hold."
     began = time.perf_counter()
     old = ['record.json', 'audit.json'] + ([] if resume else ['checkpoint.safetensors'])
     with first_alone():
         tables, store, dls = _make_ready(experiment, frame, device)
         for name in old: (run / name).unlink(missing_ok=True)  # from here on it is unfinished
-    summary = train(experiment, model, dls, run, precision)
+    summary = train(experiment, model, dls, run, precision, cbs)
     about = {'seconds': time.perf_counter() - began, 'git': git_commit()}
     about |= {'weights': weights, 'data': describe_data(frame, tables, store, sha, experiment.target)}
     return finish(run, experiment, {**summary, **about})
@@ -115,18 +116,18 @@ def run_experiment(
     device: str | None = None,  # None: the best one there is
     precision: str = 'auto',  # see loading.pick_precision
     resume: bool = True,  # skip it if it is done, go on if it is half done?
+    cbs: tuple = (),  # more fastai callbacks
 ) -> dict:  # the run record
     "Train, evaluate and record an experiment, unless it is done already; ValueError and OSError say what to do."
     join_ranks()
     run, classes = user_path(runs) / experiment.name, len(class_names(frame, experiment.target))
-    first = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights)
-    asked = first, fingerprint(frame)
+    asked = 'none' if experiment.model in FROM_SCRATCH else weights_name(weights), fingerprint(frame)
     if resume and (done := finished(run, experiment, *asked)): return done
     pick_precision(find_device(device), experiment.size, precision)  # a wrong one is told before anything is written
     model = build_model(experiment, weights, classes)
     with run_lock(run):
         done = finished(run, experiment, *asked) if resume else None  # another process was faster
-        return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume)
+        return done or _train_run(run, experiment, frame, model, *asked, device, precision, resume, cbs)
 
 # %% ../nbs/08_study.ipynb #7a6a8f6e
 def _side_by_side(recipes, frame, runs, weights, device, resume):

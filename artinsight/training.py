@@ -48,7 +48,6 @@ class Experiment(Options):
     epochs: int = 10  # at most
     patience: int = 3  # epochs without a better validation loss before stopping; 0: train them all, keep the last
     lr: float = 1e-3  # learning rate of SGD; with one_cycle the highest
-    one_cycle: bool = False  # let the rate rise and fall again over all epochs, instead of keeping it
     momentum: float = .9  # of SGD; one_cycle moves it from .95 to .85 and back
     batch_size: int = 64  # pictures
     per_style: int = 5000  # training and validation pictures per style and origin
@@ -67,6 +66,7 @@ def quick_version(self: Experiment) -> Experiment:
     lr = QUICK['lr'] if self.optimiser == 'sgd' else self.lr
     return replace(self, size=min(self.size, 96), start_size=min(self.start_size, 64), **{**QUICK, 'lr': lr})
 
+# %% ../nbs/03_training.ipynb #6c6ecc1e
 @patch
 def fit_epochs(self: Experiment, frame: pd.DataFrame) -> Experiment:
     "Of a quick version: more epochs where an index has few pictures; ValueError where a part of it has none."

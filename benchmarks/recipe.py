@@ -71,7 +71,8 @@ def run_one(args, frame, variant, seed):
            'best_epoch': record['best_epoch'], 'images_per_second': record['images_per_second'],
            'precision': record['environment']['precision'], 'threads': record['environment']['threads']}
     row |= {f'{part}_{figure}': record[part][figure] for part in ('validation', 'test') for figure in FIGURES}
-    say(f"{variant}, seed {seed}: validation {row['validation_accuracy']:.3f} {row['validation_balanced_accuracy']:.3f}, "
+    figures = f"{row['validation_accuracy']:.3f} {row['validation_balanced_accuracy']:.3f}"
+    say(f'{variant}, seed {seed}: validation {figures}, '
         f"{row['minutes']:.1f} min")
     return row
 
@@ -99,7 +100,8 @@ def write(args, frame, rows, file):
     whole = [row for row in rows if row['variant'] == 'whole']
     keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES]
     result = {**environment(), 'data': frame.attrs['name'], 'weights': weights_name(args.weights),
-              'experiment': asdict(recipe(args, 'whole', 0)), 'whole': {key: mean_of(whole, key) for key in keys},
+              'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
+              'whole': {key: mean_of(whole, key) for key in keys},
               'rows': rows, 'differences': differences(args, frame, rows)}
     with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1) + '\n')
 
@@ -109,18 +111,18 @@ def main():
     parser.add_argument('--data', required=True, help='data set folder')
     parser.add_argument('--weights', default='imagenet', help='imagenet, none or a file')
     parser.add_argument('--model', default='mobilenet_v2')
-    parser.add_argument('--size', type=int, default=160, help='pixels at the end')
-    parser.add_argument('--start_size', type=int, default=128, help='pixels before')
+    parser.add_argument('--size', type=int, default=224, help='pixels at the end')
+    parser.add_argument('--start_size', type=int, default=160, help='pixels before')
     parser.add_argument('--batch_size', type=int, default=32)
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument('--minutes', type=float, default=1e9, help='start no run after that')
     parser.add_argument('--runs', type=Path, default=Path('runs-recipe'), help='folder of runs')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / f'{time.strftime("%Y-%m-%d")}-recipe.json')
     args, begin = parser.parse_args(), time.perf_counter()
     frame, rows = index(args.data), []
-    for variant, seed in [('whole', seed) for seed in range(args.seeds)] + [
-            (variant, seed) for seed in range(args.seeds) for variant in args.variants if variant != 'whole']:
+    others = [(variant, seed) for seed in args.seeds for variant in args.variants if variant != 'whole']
+    for variant, seed in [('whole', seed) for seed in args.seeds] + others:
         if time.perf_counter() - begin > 60 * args.minutes: break
         rows.append(run_one(args, frame, variant, seed))
         write(args, frame, rows, args.results)

@@ -68,7 +68,7 @@ def test_maps_agree_with_captum(name):
 
 @pytest.mark.parametrize('name', [*SMALL, *LARGE, 'timm/vit_tiny_patch16_224', 'timm/mixer_s32_224'])
 def test_what_a_model_sees_is_what_its_library_would_show_it(name):
-    "A picture that has the native size already: torchvision's, or timm's, own transforms and ours give the same numbers"
+    "A picture that has the native size already: the library's own mean and deviation and ours give the same numbers"
     about = describe_backbone(name)
     pixels = np.random.default_rng(0).integers(0, 256, (about.size, about.size, 3), dtype=np.uint8)
     model, seen = build_backbone(name, 3, 'none'), []
@@ -118,7 +118,8 @@ def test_a_transformer_has_no_stages_and_says_so(name):
 
 
 @pytest.mark.parametrize('name, says', [
-    ('resnet19', "no model 'resnet19'"), ('fasterrcnn_resnet50_fpn', 'no model'), ('timm/resnet19', 'timm has no model'),
+    ('resnet19', "no model 'resnet19'"), ('fasterrcnn_resnet50_fpn', 'no model'),
+    ('timm/resnet19', 'timm has no model'),
     ('timm/resnet18.no_such_tag', 'timm has no model'), ('keras/vgg', "no library 'keras'"), ('', "no model ''")])
 def test_an_unknown_name_is_refused_in_one_line(name, says):
     with pytest.raises(ValueError, match=says) as raised: build_backbone(name, 20, 'none')

@@ -340,9 +340,8 @@ def slides(talk, nbs):
         return references(figure(pieces, flags, '') if label in numbers(nb) else '\n\n'.join(pieces), numbers(nb))
     return re.sub(r'\{\{< embed (\S+?\.ipynb)#([\w-]+)[^>]*>\}\}', embedded, talk)
 
-def directory(dest, site, nbs):
+def directory(dest, site, fronts):
     "What search engines and language models ask for: the addresses of all pages, and what each is about."
-    fronts = {page_name(name): yaml.safe_load(nb.cells[0].source.strip().strip('-')) for name, nb in nbs.items()}
     pages = [f'{site["site-url"]}/{page}' for page in fronts]
     urls = ''.join(f'<url><loc>{html.escape(page)}</loc></url>\n' for page in pages)
     write(dest/'sitemap.xml', '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -364,7 +363,8 @@ def build(processed, dest):
             for title, names in parts(site['sidebar']['contents'])]
     names = [name for _, part in menu for name in part]
     nbs = {name: read(processed/name) for name in names}
-    titles = {name: yaml.safe_load(nb.cells[0].source.strip().strip('-'))['title'] for name, nb in nbs.items()}
+    fronts = {page_name(name): yaml.safe_load(nb.cells[0].source.strip().strip('-')) for name, nb in nbs.items()}
+    titles = {name: fronts[page_name(name)]['title'] for name in nbs}
     def make(number, name):
         page = page_name(name)
         def entry(other):
@@ -380,10 +380,11 @@ def build(processed, dest):
         finish(dest/page, site['site-url'], variables['root'])
     with ThreadPoolExecutor(2) as pool: list(pool.map(make, range(len(names)), names))
     for talk in processed.glob('*.qmd'):
-        file = dest/page_name(talk.name)
-        render(slides(talk.read_text(encoding='utf-8'), nbs), file, {'site': site}, 'slides.html', '--section-divs')
-        finish(file, site['site-url'], '')
-    directory(dest, site, nbs)
+        words, page = talk.read_text(encoding='utf-8'), page_name(talk.name)
+        render(slides(words, nbs), dest/page, {'site': site}, 'slides.html', '--section-divs')
+        finish(dest/page, site['site-url'], '')
+        fronts[page] = yaml.safe_load(words.split('---')[1])
+    directory(dest, site, fronts)
     assets = [file for kind in ('css', 'svg', 'png') for file in processed.glob(f'*.{kind}')]
     for file in [*assets, TOOLS/'page.css']: shutil.copy(file, dest)
 

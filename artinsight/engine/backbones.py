@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Description', 'describe_backbone', 'imagenet_file', 'load_trunk', 'find_head', 'Renormalise', 'build_backbone',
-           'find_stages', 'freeze']
+           'find_stages', 'freeze', 'model_costs']
 
-# %% ../../nbs/engine/19_backbones.ipynb #ce7abb84
+# %% ../../nbs/engine/19_backbones.ipynb #8bd541f8
 import textwrap
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-# %% ../../nbs/engine/19_backbones.ipynb #da3572eb
+# %% ../../nbs/engine/19_backbones.ipynb #e5e3f138
 from .files import user_path
 from .runs import find_weights, read_weights
 from .augment import MEAN, STD
-from .layers import layer_outputs, layers
+from .layers import evaluating, layer_outputs, layers
 
 # %% ../../nbs/engine/19_backbones.ipynb #f0f71885
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def find_head(
     "The last layer with weights that gives one number a class: a linear layer, or a convolution as in SqueezeNet."
     return [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
 
-# %% ../../nbs/engine/19_backbones.ipynb #0d26fc70
+# %% ../../nbs/engine/19_backbones.ipynb #2b2a6cf7
 def _without_helpers(model):
     "GoogLeNet and Inception without the second classifiers that help their training from scratch."
     if hasattr(model, 'aux_logits'): model.aux_logits = False
@@ -117,6 +118,7 @@ def _without_helpers(model):
         if hasattr(model, name): setattr(model, name, None)
     return model
 
+# %% ../../nbs/engine/19_backbones.ipynb #ea619997
 def _torchvision_model(name, classes, weights):
     "A model of torchvision with its first weights."
     from torchvision import models
@@ -168,14 +170,15 @@ def build_backbone(
     if error: raise ValueError(f'{name} cannot take pictures of {side} px: it was made for {about.size}') from error
     return model
 
-# %% ../../nbs/engine/19_backbones.ipynb #7369850a
+# %% ../../nbs/engine/19_backbones.ipynb #ade76caa
 _SIDE = 224  # pixels of the blank picture that is looked at
 
 def _units(module, cells, prefix=''):
     "Names of the parts of a model, sequences whose maps have several sizes taken apart."
     for name, child in module.named_children():
         parts = [f'{prefix}{name}.{part}' for part, _ in child.named_children()]
-        if len({cells[part] for part in parts if part in cells}) > 1 and isinstance(child, (nn.Sequential, nn.ModuleList)):
+        several = len({cells[part] for part in parts if part in cells}) > 1
+        if several and isinstance(child, (nn.Sequential, nn.ModuleList)):
             yield from _units(child, cells, f'{prefix}{name}.')
         elif next(child.parameters(), None) is not None: yield prefix + name
 
@@ -211,3 +214,15 @@ def freeze(
             raise ValueError(f'no layer {name!r} to freeze: there are {", ".join(there)}') from error
         for module in modules: module.requires_grad_(False)
     return model
+
+# %% ../../nbs/engine/19_backbones.ipynb #69bd4354
+def model_costs(
+    model: nn.Module,
+    size: int,  # pixels
+) -> dict:  # parameters, gflops of one picture, megabytes of the weights
+    "What a model costs, whatever computes it; a multiplication and an addition are two operations."
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), evaluating(model): model(torch.zeros(1, 3, size, size))
+    held = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return {'parameters': sum(weight.numel() for weight in model.parameters()),
+            'gflops': counter.get_total_flops() / 1e9, 'megabytes': held / 1e6}

@@ -21,11 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 # %% ../../nbs/engine/20_recipes.ipynb #2f8cca05
 from .backbones import describe_backbone, find_head, find_stages
 
-# %% ../../nbs/engine/20_recipes.ipynb #f844afcb
+# %% ../../nbs/engine/20_recipes.ipynb #170aa3ca
 @dataclass(frozen=True, kw_only=True)
 class Options:
     "What a recipe may add to stochastic gradient descent; all of it is off unless it is named."
     optimiser: str = 'sgd'  # or 'adamw', which also lets weights decay
+    one_cycle: bool = False  # let the rate rise and fall again over all epochs, instead of keeping it
     layer_decay: float = 1.  # rate of a stage as a part of the next one's, the head having the whole
     head_epochs: int = 0  # first epochs, in which the head alone is trained
     smoothing: float = 0.  # part of each label that is spread over all classes

@@ -195,10 +195,11 @@ def _space_head(name: str, model: str, gradio: str) -> str:
 
 # %% ../../nbs/use/02_export.ipynb #app-066c
 def _hub_texts(run: Run, pins: dict) -> dict:  # name -> content
-    "What is written anew in a Hub folder; the record carries the calibration, so that predictions need not."
+    "What is written anew in a Hub folder; the record carries what predictions would tell."
     recipe, described, gradio = run.record['experiment'], describe_input(run), pins['gradio']
     home, commit = metadata.metadata('artinsight')['Home-page'], pins['artinsight']
-    source, record = f'@{commit}' if commit else '', {**run.record, 'calibration': run.calibration}
+    source = f'@{commit}' if commit else ''
+    record = {**run.record, 'calibration': run.calibration, 'false_alarms': run.alarms()}
     config = {'comment': MADE_BY, 'architecture': recipe['model'], 'num_classes': len(run.classes),
               'label_names': run.classes, 'image_size': run.size, 'id2label': dict(enumerate(run.classes)),
               'input': described['input'], 'output': described['output']}

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['surest', 'in_words', 'cards', 'grid', 'walk']
 
-# %% ../../nbs/use/07_lightbox.ipynb #42a7b0e6
+# %% ../../nbs/use/07_lightbox.ipynb #cd3809ee
 from html import escape
 from importlib import resources
 from pathlib import Path
 
 import matplotlib as mpl, numpy as np, pandas as pd, torch
 
-# %% ../../nbs/use/07_lightbox.ipynb #605b789b
+# %% ../../nbs/use/07_lightbox.ipynb #453542f2
 from ..engine.figures import picture_source
 from ..engine.pictures import decode
 from ..data import CLASSES, ORIGINS, STYLES
@@ -21,7 +21,7 @@ from ..resnet18 import load_model
 from ..evaluation import confusion, Predictions
 from ..gradcam import GradCAM, map_pictures
 
-# %% ../../nbs/use/07_lightbox.ipynb #18381e35
+# %% ../../nbs/use/07_lightbox.ipynb #250f2da8
 def surest(
     p: Predictions,
     each: int = 3,  # pictures of a cell at most
@@ -33,7 +33,7 @@ def surest(
     cells['round'] = cells.groupby(['true', 'predicted']).cumcount()
     return cells[cells['round'] < each].sort_values('round', kind='stable').index.to_numpy()[:most]
 
-# %% ../../nbs/use/07_lightbox.ipynb #1b7f4cfc
+# %% ../../nbs/use/07_lightbox.ipynb #06dafeab
 def in_words(
     true: int,  # class number
     named: int,  # the class that the model named
@@ -46,11 +46,11 @@ def _cells(heat):
     "A map as a picture of its cells."
     return (mpl.colormaps['viridis'](heat.numpy())[..., :3] * 255).astype(np.uint8)
 
-# %% ../../nbs/use/07_lightbox.ipynb #db530041
+# %% ../../nbs/use/07_lightbox.ipynb #62917789
 _CARD = """<div class="card" style="--p:url({picture});--m:{heat}"><button popovertarget="{key}" aria-label="{words}">
 <span class="pic{veil}"></span></button><small>{words}</small><div popover id="{key}"><span class="pic" role="img"
-aria-label="{words}"></span><span class="pic veil" role="img" aria-label="{note}"></span><p>{words}. Right: {note}.</p>
-</div></div>"""
+aria-label="{words}"></span><span class="pic veil" role="img" aria-label="{note}"></span>
+<p>{words}. Beside it: {note}.</p></div></div>"""
 
 def _card(key, pixels, heat, words, veil):
     "One card as HTML."
@@ -59,7 +59,7 @@ def _card(key, pixels, heat, words, veil):
     return _CARD.format(picture=picture_source(pixels), heat=source, key=key, words=escape(words), note=note,
                         veil=' veil' if veil else '')
 
-# %% ../../nbs/use/07_lightbox.ipynb #c6eb7ef8
+# %% ../../nbs/use/07_lightbox.ipynb #9b071c22
 def cards(
     run,  # folder of a run
     p: Predictions,  # with ids
@@ -78,14 +78,14 @@ def cards(
     words = [f'{in_words(p.target[row], p.predicted[row])}, {p.confidence[row]:.0%} sure' for row in rows]
     return {row: _card(f'{key}-{row}', *parts, veil) for row, *parts in zip(rows, thumbs, maps, words)}
 
-# %% ../../nbs/use/07_lightbox.ipynb #66379180
+# %% ../../nbs/use/07_lightbox.ipynb #85f4c0d1
 _CSS = f"<style>{(resources.files('artinsight.use') / 'lightbox.css').read_text()}</style>"
 
 def grid(cards: list) -> str:  # HTML
     "Cards side by side."
     return f'{_CSS}<div class="cards">{"".join(cards)}</div>' if cards else '<p>There is no such picture.</p>'
 
-# %% ../../nbs/use/07_lightbox.ipynb #77f046ba
+# %% ../../nbs/use/07_lightbox.ipynb #753f105b
 def _cell(count, share, key, words):
     "A cell of the matrix: a button where pictures are behind it."
     if not count: return '<td></td>'
@@ -97,13 +97,14 @@ def _opened(key, title, cards):
     "What a cell opens."
     return f'<div popover id="{key}"><p><b>{escape(title)}</b></p><div class="cards open">{"".join(cards)}</div></div>'
 
-# %% ../../nbs/use/07_lightbox.ipynb #8a68b7fc
+# %% ../../nbs/use/07_lightbox.ipynb #d23c84d9
 def _headings():
     "Two rows of headings: origins, and styles on end."
     origins = ''.join(f'<th colspan="{len(STYLES)}" scope="colgroup">{name}</th>' for name in ORIGINS)
     styles = ''.join(f'<th scope="col"><span>{name.replace("_", " ")}</span></th>' for name in STYLES) * len(ORIGINS)
     return f'<thead><tr><td></td>{origins}</tr><tr><td></td>{styles}</tr></thead>'
 
+# %% ../../nbs/use/07_lightbox.ipynb #f997baa8
 def walk(
     p: Predictions,
     cards: dict,  # row -> HTML, from cards
@@ -118,5 +119,6 @@ def walk(
         lines.append(_cell(count, shares[true, named], f'{key}-{true}-{named}', title))
         inside = [card for row, card in cards.items() if (p.target[row], p.predicted[row]) == (true, named)]
         if count: opened.append(_opened(f'{key}-{true}-{named}', title, inside))
-    table = f'<table data-quarto-disable-processing="true">{_headings()}<tbody>{"".join(lines)[5:]}</tr></tbody></table>'
+    rows = f'{_headings()}<tbody>{"".join(lines).removeprefix("</tr>")}</tr></tbody>'
+    table = f'<table data-quarto-disable-processing="true">{rows}</table>'
     return f'{_CSS}<div class="walk"><div class="matrix">{table}</div>{"".join(opened)}</div>'
