@@ -163,8 +163,7 @@ def choose(
     if 'style' not in frame: return at_most(train, per_style, seed)
     chosen, short = [], {}
     for (style, _), rows in train.groupby(['style', 'origin']):
-        generators = sorted(set(rows.generator))
-        for i, generator in enumerate(generators):
+        for i, generator in enumerate(generators := sorted(set(rows.generator))):
             wanted, pool = (per_style + i) // len(generators), rows.index[rows.generator == generator]
             chosen.append(_some_of(pool, wanted, seed, STYLES.index(style), GENERATORS.index(generator)))
             if len(pool) < wanted: short[folder_name(style, generator)] = len(pool)

@@ -76,6 +76,7 @@ def summed(self: Predictions, target: str) -> Predictions:
     result.probs = self.probs @ np.eye(len(names))[numbers]
     return result
 
+# %% ../nbs/06_evaluation.ipynb #c72158e8
 @patch(as_prop=True)
 def origin_probs(self: Predictions):
     "Probabilities of AI and human (n, origins)."

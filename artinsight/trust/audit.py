@@ -52,10 +52,18 @@ def _write_audit(run: Path, result: dict):
         with atomic_write(run / 'audit.json') as path: path.write_text(dumps(result, indent=1))
     except OSError as error: print(f'audit.json could not be written into {run}: {error.strerror}', file=sys.stderr)
 
+# %% ../../nbs/trust/05_audit.ipynb #5b943c2c
+def _check_asked(run, record, frame):
+    "ValueError unless a run and its pictures tell style and origin, which the checks are about."
+    for tells, which in ((coarser(record['classes'], 'class') is not None, run),
+                         ('origin' in frame, frame.attrs['root'])):
+        if not tells: raise ValueError(f'{which} does not tell style and origin: an audit asks about both')
+
 # %% ../../nbs/trust/05_audit.ipynb #f9bca164
-def _open_run(run, frame, retrain, device):
+def _open_run(run, record, frame, retrain, device):
     """The pictures that a run was judged on, its model if all of them stand in this data set, and whether its folder
     takes files; ValueError, OSError where a training was wanted and cannot be."""
+    _check_asked(run, record, frame)
     ids = {path for part in ('validation', 'test') for path in load_predictions(run, part)[0]}
     own = frame.path.isin(ids).sum() == len(ids)
     if retrain and not own:
@@ -108,8 +116,8 @@ def audit(
     _refuse(sample, record, frame, run, data)
     ids, model, keep = _open_run(run, frame, retrain, chip)
     if retrain: train_again(run, frame, weights, device)
-    result = _all_parts(run, model, record, frame, ids, robustness, sample, chip)
-    result = _plain({**result, 'seconds': time.perf_counter() - started})
+    found = _all_parts(run, model, record, frame, ids, robustness, sample, chip)
+    result = _plain(found | {'seconds': time.perf_counter() - started})
     if keep: _write_audit(run, result)
     return result
 

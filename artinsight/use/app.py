@@ -27,8 +27,9 @@ _NAME_PICTURE = """() => new MutationObserver(() => document.querySelectorAll('#
 _FADE = "v => document.querySelectorAll('.stack .heat').forEach(o => o.style.opacity = v / 100)"
 
 # %% ../../nbs/use/04_app.ipynb #app-100
-def _examples(data=None) -> list:  # files
-    "Up to six test pictures to try, of different styles or classes."
+def _examples(run: Run, data=None) -> list:  # files
+    "Up to six test pictures to try, of different styles or classes; painted ones are no examples of one's own classes."
+    if not data and run.classes not in TARGETS.values(): return []
     frame = index(data or painted_sample(2, 7))
     kind = 'style' if 'style' in frame else 'class'
     chosen = frame[frame.split == 'test'].sample(frac=1, random_state=0).drop_duplicates(kind)[:6]
@@ -90,13 +91,12 @@ def build_app(run: Run, data=None, keep: int = 600):
     "The page; neighbours and examples come from `data`, uploads go after `keep` seconds. ImportError without Gradio."
     with own_machine(): gr, = need('app', 'gradio')
     near, alert = Neighbours(run, data) if data else None, warning(run.record)
-    examples = _examples(data) if data or run.classes in TARGETS.values() else []  # painted ones are none of theirs
     name, trained_on = (html.escape(run.record[part]['name']) for part in ('experiment', 'data'))
     with gr.Blocks(title='artinsight', analytics_enabled=False, delete_cache=(min(keep, 60), keep)) as page:
         note = f'<p class="note">{name}, trained on {trained_on}</p>'
         gr.HTML(f'<div class="art"><h1>{asks(run)[0]}</h1>{note}</div>')
         if alert: gr.HTML(f'<div class="art banner" role="note">{html.escape(alert)}</div>')
-        with gr.Tab('One picture'): _one_picture(gr, run, near, examples)
+        with gr.Tab('One picture'): _one_picture(gr, run, near, _examples(run, data))
         with gr.Tab('Many'): _many(gr, run)
         with gr.Tab('About'): gr.Markdown(card(run), elem_classes='card')
         page.load(None, js=_NAME_PICTURE)
