@@ -93,13 +93,6 @@ def _plain(result):
     "The same in plain Python; what is not a number is None."
     return loads(dumps(result, default=lambda number: number.tolist()), parse_constant=lambda name: None)
 
-# %% ../../nbs/trust/05_audit.ipynb #e7353abc
-def _refuse(sample, record, frame, run, data):
-    "ValueError for what cannot be audited."
-    if sample < 1: raise ValueError('sample must be one picture or more')
-    for tells, which in ((coarser(record['classes'], 'class') is not None, run), ('origin' in frame, data)):
-        if not tells: raise ValueError(f'{which} does not tell style and origin: an audit asks about both')
-
 # %% ../../nbs/trust/05_audit.ipynb #177f4b79
 def audit(
     run,  # a run's folder
@@ -111,10 +104,10 @@ def audit(
     weights: str | None = None,  # to retrain with, see first_weights
 ) -> dict:  # what findings and limits read; of the run's own data also written as audit.json in its folder
     "Everything that speaks against a run's figures; ValueError or OSError for what is no run or no data set."
+    if sample < 1: raise ValueError('sample must be one picture or more')
     started, run, chip = time.perf_counter(), user_path(run), find_device(device)
     record, frame = read_record(run), index(data_folder(data))
-    _refuse(sample, record, frame, run, data)
-    ids, model, keep = _open_run(run, frame, retrain, chip)
+    ids, model, keep = _open_run(run, record, frame, retrain, chip)
     if retrain: train_again(run, frame, weights, device)
     found = _all_parts(run, model, record, frame, ids, robustness, sample, chip)
     result = _plain(found | {'seconds': time.perf_counter() - started})
