@@ -208,9 +208,10 @@ def loaders_of(
 def counts_by_class(
     tables: dict,  # as data.parts returns
     target: str = 'class',  # what is told apart
+    whole=None,  # tables that name the classes; None: these
 ) -> dict:  # part -> class -> pictures, all classes
     "How many pictures of each class stand in each part."
-    names = list(class_names(pd.concat(tables.values()), target))
+    names = list(class_names(pd.concat((whole or tables).values()), target))
     counts = {part: rows[target].value_counts() for part, rows in tables.items()}
     return {part: rows.reindex(names, fill_value=0).to_dict() for part, rows in counts.items()}
 
@@ -227,7 +228,7 @@ def describe_data(
     unseen = sorted(set(read['train']['class']) - set(read['validation']['class']))
     own = {'read_as': frame.attrs['read_as']} if 'read_as' in frame.attrs else {}  # of folders of one's own
     return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name,
-            'counts': counts_by_class(read, target), 'index_sha256': sha, 'missing': frame.attrs['missing'],
+            'counts': counts_by_class(read, target, tables), 'index_sha256': sha, 'missing': frame.attrs['missing'],
             'short': tables['train'].attrs.get('short', {}), 'no_validation': unseen,
             'excluded': store.bad.to_dict('records'), **own}
 

@@ -182,6 +182,15 @@ def test_a_folder_of_ones_own(own, capsys):
     assert ids == set(frame.path[frame.split == 'test']) and load(run).table.group.is_unique
 
 
+def test_a_class_without_a_readable_picture(tmp_path):
+    "It stays a class, counted as none, and the record can be read."
+    folder = paint_own(tmp_path/'pets')
+    for file in (folder/'blue').iterdir(): file.write_bytes(b'no picture')
+    record = run_experiment(short(epochs=1, batch_size=16), data.index(folder), tmp_path/'runs')
+    assert record['classes'] == sorted(COLOURS) and record['data']['counts']['train']['blue'] == 0
+    assert len(record['data']['excluded']) == 15
+
+
 def test_ones_own_at_work(own):
     "Predict, explain, page and card know the folders' names, and spell out what HTML would take for a sign."
     folder, path = own
