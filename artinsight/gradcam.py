@@ -63,6 +63,7 @@ def _mask(logits, asked, classes):
             mask[i, _members(a, classes)], odds[i] = True, a in ('AI', 'human')
         elif isinstance(a, Integral) and 0 <= a < k: mask[i, a] = True
         else: raise ValueError(f'target {a!r} is not one of the {k} classes 0 to {k-1}')
+    if mask[odds].all(1).any(): raise ValueError('all classes have this origin: there is nothing to weigh it against')
     return mask.to(logits.device), odds.to(logits.device)
 
 # %% ../nbs/07_gradcam.ipynb #score

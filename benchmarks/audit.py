@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from artinsight.baseline import SIMPLE_CNN
-from artinsight.data import CLASSES, GENERATORS, STYLES, counts_by_class, fingerprint, folder_name, index, parts
+from artinsight.data import CLASSES, GENERATORS, STYLES, fingerprint, folder_name, index, parts
 from artinsight.engine.files import atomic_write, user_path
 from artinsight.evaluation import evaluate
+from artinsight.loading import counts_by_class
 from artinsight.sample import painted_sample
 from artinsight.study import build_model
 from artinsight.engine.runs import git_commit, save_predictions
