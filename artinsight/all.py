@@ -17,6 +17,9 @@ from .engine.heatmaps import *
 from .engine.intervals import *
 from .engine.scenes import *
 from .engine.painters import *
+from .engine.backbones import *
+from .engine.recipes import *
+from .engine.papers import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *
@@ -29,6 +32,7 @@ from .use.export import *
 from .use.page import *
 from .use.app import *
 from .use.explain import *
+from .use.compare import *
 from .data import *
 from .sample import *
 from .loading import *
