@@ -95,7 +95,7 @@ def _validation(contest, experiment, part=1.):
     rows = epochs_of(contest.runs / experiment.name)[:max(1, round(part * experiment.epochs))]
     return rows[-1]['accuracy'] if rows else -1.
 
-# %% ../../nbs/use/07_compare.ipynb #3661e523
+# %% ../../nbs/use/07_compare.ipynb #3b256fa9
 def halve(
     contest: Contest,
 ) -> list:  # the experiments that were to be trained to the end
@@ -103,9 +103,9 @@ def halve(
     left = list(contest.experiments)
     for number, part in rungs(len(left), contest.keep):
         left = sorted(left, key=lambda experiment: -_validation(contest, experiment, part / 2))[:number]
-        there = [_train_to(contest, experiment, part) for experiment in left]
+        there = {experiment.name: _train_to(contest, experiment, part) for experiment in left}
         left = [experiment for experiment in left if experiment.name not in contest.faults]
-        if not all(there): break
+        if not all(there[experiment.name] for experiment in left): break
     return left
 
 # %% ../../nbs/use/07_compare.ipynb #8c846ab0
