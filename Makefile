@@ -4,7 +4,11 @@
 IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
 PAGES = .venv/bin/python tools/pages.py
 NBDEV_TEST = $(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS="$$PWD/runs" python .venv/bin/nbdev_test --n_workers 2 --do_print $(if $(SLOW),--flags slow)
-PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile $(if $(SLOW),--slow) tests
+PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -o tmp_path_retention_policy=failed \
+	$(if $(SLOW),--slow) tests
+# A temporary folder of its own, for every user, that goes whatever happens: tests leave gigabytes of pictures otherwise.
+SCRATCH = TMPDIR=$$(mktemp -d) && export TMPDIR && chmod 1777 "$$TMPDIR" && trap 'rm -rf "$$TMPDIR"' EXIT && \
+	trap 'exit 130' INT TERM HUP
 export PYTHON
 
 setup: .venv/.setup-stamp
@@ -18,7 +22,7 @@ report: setup
 
 # what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup
-	@failed=; $(PAGES) check || failed="$$failed check"; \
+	@$(SCRATCH); failed=; $(PAGES) check || failed="$$failed check"; \
 	$(NBDEV_TEST) || failed="$$failed notebooks"; \
 	[ -z "$$failed" ] || echo "failed:$$failed (see above); pytest runs all the same" >&2; \
 	$(PYTEST) && [ -z "$$failed" ]
@@ -29,11 +33,11 @@ check: setup
 
 # the tests that stand in the notebooks
 notebooks: setup
-	@$(NBDEV_TEST)
+	@$(SCRATCH); $(NBDEV_TEST)
 
 # the tests across modules
 pytest: setup
-	@$(PYTEST)
+	@$(SCRATCH); $(PYTEST)
 
 # ourselves beside the peers, in one run
 bench: setup

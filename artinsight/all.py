@@ -19,6 +19,8 @@ from .engine.scenes import *
 from .engine.painters import *
 from .engine.backbones import *
 from .engine.recipes import *
+from .engine.ranks import *
+from .engine.figures import *
 from .engine.papers import *
 from .trust.calibration import *
 from .trust.maps import *
@@ -26,13 +28,17 @@ from .trust.shortcuts import *
 from .trust.twins import *
 from .trust.robustness import *
 from .trust.audit import *
+from .trust.alarms import *
+from .trust.steady import *
 from .use.predict import *
 from .use.card import *
 from .use.export import *
 from .use.page import *
 from .use.app import *
 from .use.explain import *
+from .use.lightbox import *
 from .use.compare import *
+from .use.commands import *
 from .data import *
 from .sample import *
 from .loading import *

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'ORIGINS', 'GENERATORS', 'CLASSES', 'FOLDERS', 'TARGETS', 'COUNTS', 'COLUMNS', 'PAINTED_MARK', 'ZIP_BYTES',
-           'folder_name', 'coarser', 'reported', 'describe', 'index', 'choose', 'split_validation', 'parts', 'download',
-           'artinsight_download']
+           'folder_name', 'coarser', 'reported', 'describe', 'index', 'choose', 'split_validation', 'parts', 'download']
 
 # %% ../nbs/00_data.ipynb #8f55cb98
 import re, sys
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../nbs/00_data.ipynb #c36f01df
-from .engine.console import console
 from .engine.download import fetch
 from .engine.folders import class_folder, find_root, HALVES, list_pictures
 from .engine.folders import data_folder, fingerprint  # noqa: F401, they are looked for here
@@ -160,8 +158,7 @@ def choose(
     if 'style' not in frame: return at_most(train, per_style, seed)
     chosen, short = [], {}
     for (style, _), rows in train.groupby(['style', 'origin']):
-        generators = sorted(set(rows.generator))
-        for i, generator in enumerate(generators):
+        for i, generator in enumerate(generators := sorted(set(rows.generator))):
             wanted, pool = (per_style + i) // len(generators), rows.index[rows.generator == generator]
             draw = np.random.default_rng([seed, STYLES.index(style), GENERATORS.index(generator)])
             chosen.append(pool[draw.permutation(len(pool))[:wanted]])
@@ -244,10 +241,3 @@ def download(
     root = fetch(_HANDLE, ZIP_BYTES, folder) / 'Real_AI_SD_LD_Dataset'
     _check_counts(root, counts)
     return root
-
-@console
-def artinsight_download(
-    folder: str = None,  # where to keep it (default: kagglehub's cache)
-):
-    "Fetch AI-ArtBench from Kaggle (about 11 GB, resumable) and print its folder."
-    print(download(folder))

@@ -76,6 +76,7 @@ def summed(self: Predictions, target: str) -> Predictions:
     result.probs = self.probs @ np.eye(len(names))[numbers]
     return result
 
+# %% ../nbs/06_evaluation.ipynb #c72158e8
 @patch(as_prop=True)
 def origin_probs(self: Predictions):
     "Probabilities of AI and human (n, origins)."
@@ -124,6 +125,7 @@ def headlines(self: Predictions) -> list:
     "The headline figures that these classes have: HEADLINES, or fewer or others where they are not AI-ArtBench's."
     return [*HEADLINES[:3], *_AVERAGES, *self.means[1:], 'ece']
 
+# %% ../nbs/06_evaluation.ipynb #ab8c3df7
 def headline_columns(
     p: Predictions,
 ) -> sparse.csr_array:  # (n, cells + bins + means)

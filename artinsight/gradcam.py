@@ -25,12 +25,12 @@ from .data import CLASSES, coarser, ORIGINS, TARGETS
 # %% ../nbs/07_gradcam.ipynb #members
 def _members(name, classes):
     "Positions in `classes` of the class called `name`, or of those that lie in a coarser class of that name"
-    inside = ((coarser(classes, asked), names) for asked, names in TARGETS.items() if name in names)
-    found = [np.flatnonzero(numbers == names.index(name)) for numbers, names in inside if numbers is not None]
-    positions = [classes.index(name)] if name in classes else found[0].tolist() if found else []
-    if not positions:
-        raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
-    return positions
+    positions = [i for i, c in enumerate(classes) if c == name or name in ORIGINS and c.startswith(f'{name}_')]
+    if positions: return positions
+    for asked, names in TARGETS.items():
+        if name in names and (numbers := coarser(classes, asked)) is not None:
+            return np.flatnonzero(numbers == names.index(name)).tolist()
+    raise ValueError(f'{name!r} is no class, style or origin of this model: it knows {", ".join(classes)}')
 
 # %% ../nbs/07_gradcam.ipynb #ask
 def ask(
@@ -100,8 +100,7 @@ class GradCAM:
 # %% ../nbs/07_gradcam.ipynb #6bc7001d
 def _mapped_layer(model, name, size):
     "What `layers` says of a layer, or of the best one without a name; `ValueError` if it has no map of that size"
-    table = layers(model, size)
-    best = best_layer(table, size)
+    best = best_layer(table := layers(model, size), size)
     name = name or best
     if name not in set(table.layer):
         gives = layer_outputs(model, *size)[0].get(name, 'nothing')
@@ -157,7 +156,7 @@ def run(self:GradCAM,
 ) -> tuple:  # Raw maps (n, h, w), logits (n, classes)
     "Raw maps (after ReLU, not scaled) and the logits of the same pass; `ValueError` for a layer without a map"
     x, autocast = self._prepare(x)
-    row, kept = self._row(tuple(x.shape[-2:])), []
+    row, kept, size = self._row(tuple(x.shape[-2:])), [], x.shape[-2:]
     with torch.inference_mode(False), torch.no_grad(), autocast, evaluating(self.model):
         handle = self._cut(row.layer, kept)
         try: logits = self.model(x).float()
@@ -165,8 +164,7 @@ def run(self:GradCAM,
         answer = target_score(logits, ask(logits.detach(), target, self.classes), self.classes).sum()
         grad = torch.autograd.grad(answer * 2**10, kept, allow_unused=True)[0] if answer.requires_grad else None
     if grad is None:
-        best = default_layer(self.model, x.shape[-2:])
-        raise ValueError(f'layer {row.layer!r} has no part in the answer: try {best!r}')
+        raise ValueError(f'layer {row.layer!r} has no part in the answer: try {default_layer(self.model, size)!r}')
     grad, acts = (t.permute(*map(row.layout.index, 'nchw')) for t in (grad / 2**10, kept[0].detach()))
     return (grad.mean((2, 3), keepdim=True) * acts).sum(1).relu(), logits.detach()
 
@@ -227,8 +225,7 @@ def captions(
     "What the model said and how sure it was, and what is true and the probability that it got"
     lines = []
     for i, p in enumerate(np.asarray(probs)):
-        best = p.argmax()
-        right = truth is not None and best == truth[i]
+        best, right = p.argmax(), truth is not None and p.argmax() == truth[i]
         lines.append(f'{"right" if right else "said"}, {p[best]:.0%}\n{classes[best]}')
         if truth is not None and not right: lines[-1] += f'\ntrue, {p[truth[i]]:.0%}\n{classes[truth[i]]}'
     return lines
@@ -262,24 +259,29 @@ def several_models(
         notes[name] = captions(probs, classes=classes)
     return map_grid(images, rows, [f'{classes[int(t)]}' for t in truth], notes)
 
+# %% ../nbs/07_gradcam.ipynb #a6e397c3
+def _coarse_answers(probs, classes, plain):
+    "Origin and style of one picture, as far as the classes tell them"
+    told = {}
+    if coarser(classes, 'origin') is not None:
+        told['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
+    if coarser(classes, 'style') is not None:
+        style, = ask(probs[None].log(), 'style', classes)
+        told['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
+    return told
+
 # %% ../nbs/07_gradcam.ipynb #explanation
 def _explanation(layer, classes, top, asked, probs, heat, peak, border, spread, sure):
     "One picture's answer as plain Python: None where an empty map has no statistics"
     def plain(v): return None if v.isnan().any() else np.round(v.tolist(), 6).tolist()
-    best, coarse = probs.argsort(descending=True)[:top].tolist(), {}
-    if coarser(classes, 'origin') is not None:
-        coarse['origin'] = {name: plain(probs[_members(name, classes)].sum()) for name in ORIGINS}
-    if coarser(classes, 'style') is not None:
-        style, = ask(probs[None].log(), 'style', classes)
-        coarse['style'] = dict(name=style, probability=plain(probs[_members(style, classes)].sum()))
+    best = probs.argsort(descending=True)[:top].tolist()
     return dict(
         predicted=classes[best[0]], probability=plain(probs[best[0]]),
         top=[dict({'class': classes[i]}, probability=plain(probs[i])) for i in best],
-        **coarse,
+        **_coarse_answers(probs, classes, plain),
         asked=asked if isinstance(asked, str) else classes[asked], asked_probability=plain(sure),
         layer=layer, map_size=list(heat.shape), empty=not heat.any().item(), peak=plain(peak),
-        border_mass=plain(border), entropy=plain(spread),
-        map=np.round(heat.tolist(), 4).tolist())
+        border_mass=plain(border), entropy=plain(spread), map=np.round(heat.tolist(), 4).tolist())
 
 # %% ../nbs/07_gradcam.ipynb #explain
 def explain(

@@ -18,10 +18,10 @@ from fastcore.basics import chunked, patch
 
 # %% ../nbs/02_loading.ipynb #0d8349e4
 from .engine.files import cache_folder
-from .engine.workers import ahead, fit_threads, keep_freed_memory
+from .engine.workers import ahead, fit_threads, keep_freed_memory, rank, world_size
 from .engine.store import build_store, Store
 from .engine.precision import CPU, move
-from .engine.augment import augment_batch, AUGMENTATIONS, denormalise, normalise, shrink
+from .engine.augment import augment_batch, AUGMENTATIONS, denormalise, Draws, normalise, shrink
 from .data import TARGETS
 
 # %% ../nbs/02_loading.ipynb #a6750cb4
@@ -78,7 +78,7 @@ def batch(self: Pictures, positions, device=CPU):
 
 # %% ../nbs/02_loading.ipynb #aafa58fd
 class BatchLoader(DataLoader):
-    "A fastai `DataLoader` that reads, augments and normalises whole batches on the device."
+    "A fastai `DataLoader` that reads, augments and normalises whole batches; of a shuffled one, this process's part."
     def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, augment=(), seed=0, device=None, epoch=0,
                  **kwargs):
         if unknown := set(augment) - set(AUGMENTATIONS):
@@ -87,10 +87,16 @@ class BatchLoader(DataLoader):
                          **{**kwargs, 'num_workers': 0})
         self.augment, self.seed, self.epoch, self.n_inp = tuple(augment), seed, epoch, 1
         self.side = None  # pixels to which training pictures are shrunk at last; None: they stay as they are
+        self.rank, self.world = (rank(), world_size()) if shuffle else (0, 1)
+        if self.world > 1 and (bs % self.world or not drop_last):
+            raise ValueError(f'{self.world} processes cannot share {len(dataset)} pictures in batches of {bs}')
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        "The same loader with other arguments."
-        return super().new(dataset, cls, **{'augment': self.augment, 'seed': self.seed, 'epoch': self.epoch, **kwargs})
+# %% ../nbs/02_loading.ipynb #6636c209
+@patch
+def new(self: BatchLoader, dataset=None, cls=None, **kwargs):
+    "The same loader with other arguments."
+    same = {'augment': self.augment, 'seed': self.seed, 'epoch': self.epoch}
+    return DataLoader.new(self, dataset, cls, **{**same, **kwargs})
 
 # %% ../nbs/02_loading.ipynb #a09394f4
 @patch
@@ -120,14 +126,17 @@ def after_iter(self: BatchLoader):
 
 # %% ../nbs/02_loading.ipynb #234ed562
 @patch
-def finish_pictures(self: BatchLoader, x):
-    "Augment, while training, and normalise; on a CPU a few pictures at a time, which stay in its cache."
-    steps = self.augment if self.shuffle else ()
-    n = max(CACHE // x[0].numel(), 1) if x.device.type == 'cpu' else len(x)
-    side = self.side or x.shape[-1]
+def finish_pictures(self: BatchLoader, x, total=None):
+    "Augment my pictures of `total`, while training, and normalise; on a CPU a few at a time, which stay in its cache."
+    steps, total = self.augment if self.shuffle else (), total or len(x)
+    n = max(CACHE // x[0].numel(), self.world) if x.device.type == 'cpu' else total
+    side, done = self.side or x.shape[-1], 0
     out = torch.empty((*x.shape[:2], side, side), device=x.device, memory_format=torch.channels_last)
-    for pictures, result in zip(x.split(n), out.split(n)):
-        normalise(shrink(augment_batch(pictures, steps, self.generator), side), result)
+    for start in range(0, total, n):
+        mine, here = slice((self.rank - start) % self.world, None, self.world), min(n, total - start)
+        part = slice(done, done := done + len(range(here)[mine]))
+        draws = Draws(self.generator, here, mine)
+        normalise(shrink(augment_batch(x[part], steps, draws), side), out[part])
     return out
 
 # %% ../nbs/02_loading.ipynb #6f235a36
@@ -135,11 +144,13 @@ def finish_pictures(self: BatchLoader, x):
 def create_batches(self: BatchLoader, samps):
     "Read and finish several small batches at once; for a GPU, and from large stores, a thread reads ahead."
     batches = max(CACHE // (self.bs * self.dataset.store.picture_bytes), 1)  # that are read at once
-    read = lambda positions: self.dataset.batch(np.array(positions), self.device)
+    def read(positions): return len(positions), *self.dataset.batch(positions[self.rank::self.world], self.device)
     read_all = ahead if self.device.type == 'cuda' or self.dataset.chunk > 1 else map
-    for x, y in read_all(read, chunked(samps, batches * self.bs)):
-        for batch in zip(self.finish_pictures(x).split(self.bs), y.split(self.bs)):
-            if len(batch[1]) == self.bs or not self.drop_last: yield batch
+    mine, samps = self.bs // self.world, list(samps)
+    if self.drop_last: del samps[len(samps) // self.bs * self.bs:]
+    for total, x, y in read_all(read, map(np.array, chunked(samps, batches * self.bs))):
+        for batch in zip(self.finish_pictures(x, total).split(mine), y.split(mine)):
+            if len(batch[1]) == mine or not self.drop_last: yield batch
 
 # %% ../nbs/02_loading.ipynb #613083bf
 class ArtLoaders(DataLoaders):
@@ -197,9 +208,10 @@ def loaders_of(
 def counts_by_class(
     tables: dict,  # as data.parts returns
     target: str = 'class',  # what is told apart
+    whole=None,  # tables that name the classes; None: these
 ) -> dict:  # part -> class -> pictures, all classes
     "How many pictures of each class stand in each part."
-    names = list(class_names(pd.concat(tables.values()), target))
+    names = list(class_names(pd.concat((whole or tables).values()), target))
     counts = {part: rows[target].value_counts() for part, rows in tables.items()}
     return {part: rows.reindex(names, fill_value=0).to_dict() for part, rows in counts.items()}
 
@@ -216,7 +228,7 @@ def describe_data(
     unseen = sorted(set(read['train']['class']) - set(read['validation']['class']))
     own = {'read_as': frame.attrs['read_as']} if 'read_as' in frame.attrs else {}  # of folders of one's own
     return {'name': frame.attrs['name'], 'root': Path(frame.attrs['root']).name,
-            'counts': counts_by_class(read, target), 'index_sha256': sha, 'missing': frame.attrs['missing'],
+            'counts': counts_by_class(read, target, tables), 'index_sha256': sha, 'missing': frame.attrs['missing'],
             'short': tables['train'].attrs.get('short', {}), 'no_validation': unseen,
             'excluded': store.bad.to_dict('records'), **own}
 

@@ -26,11 +26,13 @@ from torch import nn
 
 # %% ../nbs/03_training.ipynb #5312a153
 from .engine.files import atomic_write, user_path
+from .engine.workers import barrier, rank, world_size
 from .engine.precision import BatchLearner, BatchPrecision, out_of_memory, pick_precision
 from .engine.runs import (
     copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions, saved_classes)
 from .engine.checkpoint import Checkpoint, save_weights, starting_point
 from .engine.recipes import learner_options, one_cycle, Options, recipe_callbacks
+from .engine.ranks import EveryRank
 from .data import CLASSES, parts, TARGETS
 
 # %% ../nbs/03_training.ipynb #2a199407
@@ -125,6 +127,7 @@ def _own_classes(record) -> list:
     try: return list(record['data']['counts']['train'].keys()) if record['experiment'].get('target') == 'class' else []
     except (LookupError, TypeError, AttributeError): return []
 
+# %% ../nbs/03_training.ipynb #b2bab5ae
 def _check_record(record, file):
     "ValueError where this version cannot read a record."
     if not isinstance(record, dict) or record.get('format') != RECORD_FORMAT:
@@ -171,6 +174,7 @@ def make_learner(
     learn = BatchLearner(dls, model, loss, metrics=METRICS, wd_bn_bias=True, train_bn=False, **options,
                          cbs=[BnFreeze(), *recipe_callbacks(experiment, model), *cbs])
     if precision.dtype != torch.float32: learn.add_cb(BatchPrecision(precision))
+    if world_size() > 1: learn.add_cb(EveryRank(experiment.head_epochs > 0))
     in_notebook = 'ipykernel' in sys.modules
     alone = sys.stderr.isatty() and sys.stdin.isatty()  # a training beside another one has a pipe for its input
     if not in_notebook and not alone:
@@ -238,8 +242,9 @@ def train(
         checkpoint = Checkpoint(folder / 'checkpoint.safetensors', start, experiment.patience)
         learn = make_learner(experiment, model, dls, chosen, [checkpoint, *cbs])
         if checkpoint.read(learn): _tell_resumed(checkpoint)
-        else: (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
+        elif not rank(): (folder / 'predictions.npz').unlink(missing_ok=True)  # of another training
         with out_of_memory(experiment): fit(learn, checkpoint, experiment)
         model.load_state_dict(checkpoint.best_weights)
-        if not has_predictions(folder): save_run(folder, experiment, model, dls, chosen, checkpoint)
+        if not (rank() or has_predictions(folder)): save_run(folder, experiment, model, dls, chosen, checkpoint)
+        barrier()
     return summarise(checkpoint, dls, chosen)

@@ -99,7 +99,8 @@ def write(args, frame, rows, file):
     "The figures so far, by a rename."
     whole = [row for row in rows if row['variant'] == 'whole']
     keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES]
-    result = {**environment(), 'load': os.getloadavg()[0], 'data': frame.attrs['name'], 'weights': weights_name(args.weights),
+    result = {**environment(), 'load': os.getloadavg()[0], 'data': frame.attrs['name'],
+              'weights': weights_name(args.weights),
               'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
               'whole': {key: mean_of(whole, key) for key in keys},
               'rows': rows, 'differences': differences(args, frame, rows)}

@@ -1,4 +1,5 @@
-"""Shared by all tests: the `slow` marker and five fixtures: `sample`, `runs`, `builder`, `shared`, `browser`."""
+"""Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`,
+`browser`."""
 import hashlib
 import importlib.util
 import os
@@ -38,6 +39,15 @@ def scripts_on_path():
     bin_folder = str(Path(sys.executable).parent)
     if bin_folder not in os.environ['PATH'].split(os.pathsep):
         os.environ['PATH'] = bin_folder + os.pathsep + os.environ['PATH']
+
+
+@pytest.fixture(scope='session', autouse=True)
+def few_epochs():
+    "Quick trainings on a handful of pictures stop early here: what is asked of them is seldom what they learn."
+    from artinsight import training
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, '_SEEN', 1000)
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from filelock import FileLock
 from scripts import python
 
 NOBODY = 65534
-ALONE = Path(tempfile.gettempdir())/'artinsight-nobody.lock'  # RLIMIT_NPROC counts all processes of the user
+ALONE = Path('/tmp/artinsight-nobody.lock')  # RLIMIT_NPROC counts all processes of the user, whoever tests
 
 
 def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):

@@ -26,13 +26,16 @@ import torch
 from PIL import Image
 
 from artinsight.use import app, export
-from artinsight.use.app import artinsight_app, build_app, own_machine, serve
+from artinsight.use.app import build_app, own_machine, serve
 from artinsight.use.card import card, write_card
-from artinsight.use.export import artinsight_export, check_export, export_run, from_onnx, to_hub, to_int8, to_onnx
+from artinsight.use.commands import artinsight_app, artinsight_export
+from artinsight.use.export import check_export, export_run, from_onnx, to_hub, to_int8, to_onnx
 from artinsight.use.page import MAX_BYTES, answer_upload, batch_html, open_upload, predict_uploads
 from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
 from artinsight.engine.pictures import BadPicture
+
+from scripts import call
 
 
 @pytest.fixture(scope='module')
@@ -512,7 +515,7 @@ def test_the_card_tells_figures_and_limits(copied):
     assert told == copied.path/'model_card.md' and told.read_text() == card(copied)
     (copied.path/'record.json').write_text(json.dumps({**copied.record, 'test': {}}))
     for script in ('artinsight_export', 'artinsight_app'):
-        done = subprocess.run([script, str(copied.path)], capture_output=True, text=True)
+        done = call(script, copied.path)
         assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
         assert done.stderr.splitlines()[-1].endswith('train the run again')
 

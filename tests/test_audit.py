@@ -17,6 +17,7 @@ from artinsight.trust import audit as au
 from artinsight.trust.robustness import CHANGES, effect, first_weights, own_scores, plot_changes, retrained
 from artinsight.trust.shortcuts import each_picture, held_out, jpeg, plot_probes, read_all, shortcuts
 from artinsight.trust.twins import duplicates, look_alikes
+from artinsight.use.commands import artinsight_audit
 
 REAL = Path(__file__).parents[2] / 'shared' / 'real-art'
 
@@ -238,7 +239,7 @@ def test_retraining_begins_with_the_same_weights(tmp_path):
 def console(monkeypatch, *words):
     "Run artinsight_audit with these words on its command line."
     monkeypatch.setattr(sys, 'argv', ['artinsight_audit', *map(str, words)])
-    au.artinsight_audit()
+    artinsight_audit()
 
 
 def test_some_pictures_keep_the_groups_of_the_whole_set():

@@ -206,7 +206,7 @@ def test_without_a_home_folder(cache, monkeypatch):
     with pytest.raises(OSError, match='kagglehub needs a home folder.*set HOME'): data.download(cache)
 
 WARNED = ('from artinsight import data; data.ZIP_BYTES = 0; data._check_counts = lambda *args: None; '
-          'data.artinsight_download()')
+          'from artinsight.use.commands import artinsight_download; artinsight_download()')
 
 def test_only_the_folder_goes_to_standard_output(archive, tmp_path):
     "With credentials, kagglehub says that it is outdated: `$(artinsight_download)` must not hold that."
@@ -216,7 +216,8 @@ def test_only_the_folder_goes_to_standard_output(archive, tmp_path):
     assert got.returncode == 0 and 'outdated' in got.stderr
     assert got.stdout == f"{home(tmp_path/'cache')/'versions/5/Real_AI_SD_LD_Dataset'}\n"
 
-SCRIPT = 'from artinsight import data; data.ZIP_BYTES = 0; data.artinsight_download()'
+SCRIPT = 'from artinsight import data; data.ZIP_BYTES = 0; '\
+         'from artinsight.use.commands import artinsight_download; artinsight_download()'
 
 def test_script_says_one_line_and_exits_2(archive, tmp_path):
     with serve(archive, status=500) as kaggle:

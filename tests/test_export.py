@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from artinsight.use import export
-from artinsight.use.export import Pixels, artinsight_export, export_run, to_hub, to_torch
+from artinsight.use.commands import artinsight_export
+from artinsight.use.export import Pixels, export_run, to_hub, to_torch
 from artinsight.use.predict import MADE_BY, load_run
 from artinsight.data import index
 from machine import one_line, scarce, theirs
@@ -164,7 +165,7 @@ def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample
     assert 'ermission denied' in one_line(done, 'artinsight_export')
 
 
-@pytest.mark.parametrize('to', ['torch', 'onnx'])
+@pytest.mark.parametrize('to', ['torch', pytest.param('onnx', marks=pytest.mark.slow)])
 def test_an_export_onto_a_full_disk(runs, sample, tmp_path, to):
     "No file may grow beyond 20,000 bytes: write() fails as it does on a full disk, with another number"
     if to == 'onnx':

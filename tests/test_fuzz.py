@@ -242,7 +242,7 @@ def small_store(tmp_path_factory):
     (root/'train/baroque/a_3.png').write_bytes(b'no picture')
     return data.index(root), root, tmp_path_factory.mktemp('store')
 
-@SOME
+@settings(SOME, max_examples=60)  # each builds a store
 @given(FLIPS, CUT, st.none() | st.lists(JSON
     | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
 def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):

@@ -98,7 +98,7 @@ def build(frame, root, folder, workers, log):
     os.environ['NOTES'], storing._decode_block = str(log), noted
     storing.build_store(frame, root, 32, folder, workers=workers, progress=False)
 
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
     frame, folder = data.index(sample).iloc[::4].reset_index(drop=True), tmp_path/'store'
@@ -261,6 +261,7 @@ def test_experiment(start, trial, tmp_path, request):
         for folder in (trial.cache, trial.runs): shutil.rmtree(folder, ignore_errors=True)
     survive(start, kills_of(request, 2, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
 
+@pytest.mark.slow  # test_experiment is cut there, too, if more rarely
 def test_evaluation(start, trial, tmp_path, request, monkeypatch):
     "Cut while it evaluates: nothing is trained or predicted again, and the record is the same."
     def cut(run): raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """The project as a whole: metadata, notebooks' form, what is committed, set-up."""
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -145,6 +146,79 @@ def test_commands_do_not_wait_for_what_they_do_not_use():
     line = "import artinsight.all, sys; print('torchvision' in sys.modules, 'torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, '-c', line], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ['False', 'False'], done.stderr[-1000:]
+
+
+def test_help_and_wrong_words_wait_for_nothing():
+    "The commands import what they need when they need it: help is there before torch or pandas could be."
+    line = "import artinsight.use.commands, sys; print(sorted({'torch', 'fastai', 'pandas', 'numpy'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, '-c', line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stderr[-1000:]
+    done = subprocess.run(['artinsight_audit', 'nowhere', '--sampel', '3'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'sampel' in done.stderr.splitlines()[-1]
+
+
+def prose():
+    "Everything that people read, as (where, words)."
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        yield name(path), '\n'.join(cell.source for cell in cells if cell.cell_type == 'markdown')
+    for file in ('README.md', 'CONTRIBUTING.md'): yield file, (ROOT/file).read_text(encoding='utf-8')
+    yield 'slides.qmd', (NBS/'slides.qmd').read_text(encoding='utf-8')
+
+
+def test_commands_in_prose_exist_with_their_options():
+    "In code spans and in blocks: scripts, their flags, and targets of make."
+    scripts = dict(script.split('=') for script in settings()['console_scripts'].split())
+    targets = set(re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.M))
+    seen = set()
+    for where, words in prose():
+        code = '\n'.join(a or b for a, b in re.findall(r'^```sh\n(.*?)^```|`([^`\n]+)`', words, re.M | re.S))
+        for script, line in re.findall(r'\b(artinsight_\w+)([^\n|)]*)', code):
+            assert script in scripts, f'{where}: {script}'
+            module, _, function = scripts[script].partition(':')
+            known = set(inspect.signature(getattr(importlib.import_module(module), function)).parameters)
+            flags = set(re.findall(r'--(\w+)', line.partition('#')[0]))
+            assert flags <= known, f'{where}: {script} {line}'
+            seen.add(script)
+        for target in re.findall(r'^make ([a-z]+)|`make ([a-z]+)', words, re.M):
+            assert ''.join(target) in targets, f'{where}: make {"".join(target)}'
+    assert seen >= set(scripts) - {'artinsight_train'}
+
+
+def test_commands_of_the_readme_do_what_it_says(runs, sample, tmp_path, monkeypatch):
+    """Those for a trained model, word for word, on a quick run. Elsewhere: `make report` and `make test` in CI, the
+    download in test_download, `artinsight_reproduce` in conftest, the audit in test_audit, the app in test_app."""
+    (tmp_path/'runs').symlink_to(runs)
+    shutil.copy(next(sample.glob('test/baroque/*')), tmp_path/'picture.jpg')
+    words = (ROOT/'README.md').read_text(encoding='utf-8')
+    lines = [line.split('#')[0].split() for block in re.findall(r'^```sh\n(.*?)^```', words, re.M | re.S)
+             for line in block.splitlines() if re.match('artinsight_(predict|explain|evaluate)', line)]
+    assert [line[0][11:] for line in lines] == ['evaluate', 'predict', 'explain']
+    for line in lines:
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-1000:]
+        assert done.stdout.strip(), line
+    assert list((tmp_path/'explained').glob('*.png'))
+    monkeypatch.chdir(tmp_path)
+    snippet, shown = re.search(r'^```python\n(.*?)^```', words, re.M | re.S)[1], {}
+    exec(snippet.replace("\nload_run('", "\nanswer = load_run('"), shown)
+    assert len(shown['answer']) == 1
+
+
+SOLUTION = '#| code-summary: "Solution"'
+
+
+@pytest.mark.parametrize('stem', ['00_data', '04_baseline', '05_resnet18', '06_evaluation', '07_gradcam'])
+def test_exercises_have_folded_solutions_that_the_tests_execute(stem):
+    "Each exercise is followed by its solution, which claims something, and which nbdev_test runs."
+    cells = nbformat.read(NBS/f'{stem}.ipynb', as_version=4).cells
+    exercises = [number for number, cell in enumerate(cells) if re.match(r'\*\*\d\.\*\* ', cell.source)]
+    assert len(exercises) == 3
+    for start, end in zip(exercises, [*exercises[1:], len(cells)]):
+        solution = [cell.source for cell in cells[start + 1:end] if SOLUTION in cell.source]
+        assert solution and all('#| code-fold: true' in source for source in solution)
+        assert any('assert ' in source or 'test_eq(' in source for source in solution)
+        assert not any(re.search(r'^#\| (slow|cuda|eval: false)', source, re.M) for source in solution)
 
 
 def test_workflows_run_what_the_readme_names():

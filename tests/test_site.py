@@ -71,8 +71,9 @@ def test_nbdev_makes_sound_pages_of_all_notebooks(builder, processed):
 
 def test_every_notebook_has_a_page_that_links_to_all_others(builder, pages):
     names = {builder.page_name(name) for name in builder.notebooks(ROOT/'nbs')}
-    assert set(pages) == names and {'index.html', 'engine/store.html'} <= names
-    for name, page in pages.items(): assert names <= {target(name, link) for link in page.links}, name
+    assert set(pages) == names | {'slides.html'} and {'index.html', 'engine/store.html'} <= names
+    for name in names: assert names | {'slides.html'} <= {target(name, link) for link in pages[name].links}, name
+    for name in names: assert 'how-to-change-it' in ' '.join(pages[name].links), name
 
 
 def test_pages_are_where_nbdev_puts_them(builder, processed, pages):
@@ -104,7 +105,7 @@ def test_nothing_is_fetched_from_elsewhere(site, pages):
         files = [source for source in page.resources if not source.startswith('data:')]
         assert {'favicon.svg', 'styles.css', 'page.css'} <= {target(name, source) for source in files}
         assert [source for source in files if not (site/target(name, source)).is_file()] == [], name
-        assert '<script' not in (site/name).read_text(), name
+        assert ('<script' in (site/name).read_text()) == (name == 'report.html'), 'to sort its appendix'
         assert (site/'favicon.svg').exists() and (site/'card.png').stat().st_size < 10_000
     for sheet in site.glob('*.css'): assert not re.search(r'@import|url\(\s*["\']?(https?:)?//', sheet.read_text())
 
@@ -117,23 +118,34 @@ def test_no_directive_and_no_hidden_cell_is_left(pages):
 
 
 def test_report_shows_five_models_with_confusion_and_heat_maps(site, pages):
-    report = pages['report.html']
-    for model in MODELS: assert model in report.text
-    body = (site/'report.html').read_text()
-    sections = re.split(r'<h3', body.split('id="results"')[1].split('id="conclusions"')[0])[1:]
-    *of_models, together = sections
-    assert len(of_models) == 5
-    for section in of_models:
-        assert section.count('<img') == 2, 'a confusion matrix, and right and wrong pictures'
-        counts = r'Heat maps of layer <code>.*?</code>: pictures classified rightly: (\d+), wrongly: (\d+)'
-        right, wrong = map(int, re.search(counts, section).groups())
-        assert right and wrong
-        assert 'data: ' in section and 'weights: ' in section and 'quick: ' in section
-    together, believed, _ = together.split('<h2')  # the last begins the conclusions
-    assert together.count('<img') == 1 and 'The same pictures' in together
+    report, body = pages['report.html'], (site/'report.html').read_text()
+    figures = dict(re.findall(r'<figure id="([^"]+)"(.*?)\n</figure>\n(?!<figcaption)', body, re.S))
     for model in MODELS:
-        assert re.search(rf'<code>{model}</code>, maps of .*?: <strong>.+</strong>', believed), model
+        assert model in report.text
+        row = figures[f'fig-{model.replace("_", "-")}']
+        assert row.count('<img') == 2, 'a confusion matrix, and right and wrong pictures'
+        assert f'Confusion matrix of {model}' in row and 'beside its map' in row and 'taken for' in row
+        assert re.search(rf'<code>{model}</code>, maps of .*?: <strong>.+</strong>', body), model
+    for words in ('data: ', 'weights: ', 'quick: '): assert report.text.count(words) > len(MODELS)
+    assert figures['fig-models'].count('<img') == 1
     assert 'can’t be trusted with' in report.text, 'with the typographic quotes of Quarto and pandoc'
+
+
+def test_report_is_a_paper(pages):
+    "Its sections in the study's order, an abstract with figures in it, figures and tables in order, what it cites."
+    report = pages['report.html']
+    sections = ['Read this first', 'Abstract', 'The problem', 'The data', 'The approach', 'The setup', 'Results',
+                'Explainability', 'Conclusions', 'Take-aways', 'What comes next', 'Where the time went', 'Literature']
+    told = report.text.split('Run on Colab')[1]
+    places = [re.search(rf'^\s*{words}\s*$', told, re.M).start() for words in sections]
+    assert places == sorted(places)
+    abstract = report.text.split('Abstract')[2].split('The problem')[0]
+    assert 'Ovsianik' in abstract and len(re.findall(r'\d\d\.\d%', abstract)) > 5
+    for kind in ('Figure', 'Table'):
+        numbers = [int(number) for number in re.findall(rf'^{kind} (\d+)\\. ', report.text, re.M)]
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 8
+    cited = {link[5:] for link in report.links if link.startswith('#ref-')}
+    assert cited == set(re.findall(r'@\w+\{(\w+),', (ROOT/'nbs/references.bib').read_text()))
 
 
 def test_what_a_model_cannot_be_trusted_with_has_a_page(site, pages):
@@ -192,6 +204,43 @@ def test_rendering_keeps_what_a_reader_should_see(builder, tmp_path):
     assert '../data.html#parts' not in links
     folds = re.findall(r'<details class="code">\s*<summary>\s*Code\s*</summary>', body)
     assert len(folds) == 3, 'each piece of code is folded'
+
+
+def test_code_that_follows_code_is_in_one_fold(builder):
+    pieces = ['<details class="code"><summary>Code</summary>\n\na\n\n</details>',
+              '<details class="code"><summary>Code</summary>\n\nb\n\n</details>']
+    assert builder.references('\n\n'.join(pieces), {}) == pieces[0].replace('a\n', 'a\n\nb\n')
+
+
+def test_labelled_cells_become_numbered_figures_and_tables(builder, tmp_path):
+    """What Quarto does with labels, captions, references, citations and callouts: numbers count each kind by itself, a
+    picture's own words come before its cell's, and pictures side by side have captions of their own."""
+    front = '---\ndescription: A summary\noutput-file: data.html\ntitle: It\n\n---\n\n'
+    def picture(**about): return new_output('display_data', {'image/png': 'aGk='}, metadata={'image/png': about})
+    table = new_output('display_data', {'text/html': '<table><tr><td>cell</td></tr></table>'})
+    cells = [
+        new_raw_cell(front),
+        new_markdown_cell('See @fig-one, @tbl-two and @fig-three [@liao2022].\n\n'
+                          '::: {.callout-note title="Mark this"}\nwell\n:::\n\n::: {#refs}\n:::'),
+        new_code_cell('#| label: fig-one\n#| fig-cap: "A *dot*."\n#| fig-alt: "old"\n#| classes: plot\n1',
+                      outputs=[picture(alt='new "words"', width=40)]),
+        new_code_cell('#| label: tbl-two\n#| tbl-cap: "A cell."\n2', outputs=[table]),
+        new_code_cell('#| label: fig-three\n#| fig-cap: "Two."\n#| fig-subcap: ["left", "right"]\n'
+                      '#| fig-alt: "dots"\n3', outputs=[picture(), picture()])]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'00_data.ipynb')
+    (tmp_path/'talk.qmd').write_text('---\ntitle: Talk\n---\n\n## One\n\n{{< embed 00_data.ipynb#fig-one >}}\n')
+    builder.build(tmp_path, tmp_path/'out')
+    page, body = Page(tmp_path/'out/data.html'), (tmp_path/'out/data.html').read_text()
+    for words in ('Figure 1. A dot.', 'Table 1. A cell.', 'Figure 2. Two.', '(a)\xa0left', '(b)\xa0right', 'Mark this'):
+        assert words in page.text, words
+    assert {'#fig-one', '#tbl-two', '#fig-three'} <= set(page.links) and 'ref-liao2022' in page.ids
+    assert 'alt="new &quot;words&quot;" width="40"' in body and 'old' not in body and body.count('alt="dots"') == 2
+    assert '<figure id="fig-one" class="plot">' in body and ':::' not in body
+    assert body.index('Table 1.') < body.index('<td>cell') and body.index('alt="new') < body.index('<em>dot')
+    talk = Page(tmp_path/'out/talk.html')
+    assert 'A dot.' in talk.text and 'Figure' not in talk.text and talk.images == 1 and '{{' not in talk.text
+    sitemap, words = ((tmp_path/'out'/name).read_text() for name in ('sitemap.xml', 'llms.txt'))
+    assert '/data.html</loc>' in sitemap and '[It](' in words and 'A summary' in words
 
 
 def test_readme_is_what_a_reader_of_the_index_sees(builder):
@@ -343,6 +392,85 @@ def test_pages_fit_the_screen(browser, site, width, scheme):
         assert dark == (scheme == 'dark'), path.name
     assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
     context.close()
+
+
+UNCAPTIONED = """([...document.querySelectorAll('main img, main table')]
+    .filter(part => (part.tagName == 'IMG' || TABLES) && !part.closest('figure')?.querySelector('figcaption'))
+    .map(part => part.outerHTML.slice(0, 60)))"""
+
+
+def test_figures_have_captions(browser, site):
+    "On every page; and in report and gallery the tables, too, and all code is folded."
+    screen = browser.new_page()
+    for path in sorted(site.rglob('*.html')):
+        screen.goto(path.as_uri())
+        paper = path.name in ('report.html', 'gallery.html', 'slides.html')
+        assert screen.evaluate(UNCAPTIONED.replace('TABLES', str(paper).lower())) == [], path.name
+        if paper: assert screen.evaluate("""[...document.querySelectorAll('main div.sourceCode')]
+            .filter(code => !code.closest('details:not([open])')).length""") == 0, path.name
+    screen.close()
+
+
+def test_no_page_shows_a_warning_or_a_traceback(pages):
+    for name, page in pages.items():
+        assert not re.search(r'Traceback \(most recent|\b(User|Future|Deprecation|Runtime)Warning:', page.text), name
+        assert not re.search(r'\{\{<|@(fig|tbl|sec)-|\?\?', page.text), name
+
+
+def test_site_is_small_and_its_pages_are_described(site, pages):
+    sizes = {path.name: path.stat().st_size for path in site.rglob('*') if path.is_file()}
+    assert sum(sizes.values()) < 12_000_000 and max(sizes.values()) < 2_000_000
+    described = {name: re.search('<meta name="description" content="([^"]*)"', (site/name).read_text())[1]
+                 for name in pages}
+    assert all(described.values()) and len(set(described.values())) == len(pages)
+    sitemap = (site/'sitemap.xml').read_text()
+    assert [name for name in pages if f'/{name}</loc>' not in sitemap] == []
+
+
+def test_talk_has_ten_slides_with_figures_of_the_report(site, pages):
+    body = (site/'slides.html').read_text()
+    headings = re.findall(r'<section[^>]*>\s*<h2[^>]*>(.+?)</h2>', body)
+    assert len(headings) == 10 and len(set(headings)) == 10
+    report = (site/'report.html').read_text()
+    sources = re.findall(r'<img src="([^"]+)"', body)
+    assert len(sources) >= 7 and all(source in report for source in sources)
+    assert 'What this report stands on' in pages['slides.html'].text and 'report.html' in pages['slides.html'].links
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_confusions_can_be_walked_through(browser, site, width):
+    "A cell of the matrix opens its pictures, a picture opens with its map, and Escape closes both."
+    context = browser.new_context(viewport={'width': width, 'height': 800})
+    screen = context.new_page()
+    screen.goto((site/'report.html').as_uri())
+    cell = screen.locator('.matrix button').first
+    opened = screen.locator('#' + cell.get_attribute('popovertarget'))
+    assert not opened.is_visible()
+    cell.click()
+    assert opened.is_visible()
+    card = opened.locator('.card > button').first
+    large = screen.locator('#' + card.get_attribute('popovertarget'))
+    card.click()
+    assert large.is_visible() and large.locator('.pic').count() == 2
+    box = large.bounding_box()
+    assert box['x'] >= 0 and box['x'] + box['width'] <= width
+    for _ in range(2): screen.keyboard.press('Escape')
+    assert not large.is_visible() and not opened.is_visible()
+    context.close()
+
+
+def test_a_click_on_a_heading_sorts_the_appendix(browser, site):
+    screen = browser.new_page()
+    screen.goto((site/'report.html').as_uri())
+    heading = screen.locator('table.sortable th', has_text='value')
+    def values(): return screen.evaluate("""[...document.querySelectorAll('table.sortable tbody tr')]
+        .map(row => parseFloat(row.cells[2].textContent))""")
+    before = values()
+    heading.locator('button').click()
+    assert values() == sorted(before) != before and heading.get_attribute('aria-sort') == 'ascending'
+    heading.locator('button').click()
+    assert values() == sorted(before, reverse=True)
+    screen.close()
 
 
 def test_menu_opens_on_a_phone(browser, site):

@@ -2,7 +2,6 @@
 else."""
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -11,8 +10,12 @@ import pytest
 
 from artinsight.data import CLASSES, fingerprint, index
 from artinsight.evaluation import HEADLINES, evaluate
-from artinsight.study import EXPERIMENTS, artinsight_evaluate
+from artinsight.sample import painted_sample
+from artinsight.study import EXPERIMENTS
 from artinsight.training import load_predictions, read_record
+from artinsight.use.commands import artinsight_evaluate
+
+from scripts import call
 
 SCORES = {'n', 'loss', 'accuracy', 'accuracy_ci95', 'balanced_accuracy', 'precision_weighted', 'recall_weighted',
           'f1_weighted',
@@ -20,6 +23,7 @@ SCORES = {'n', 'loss', 'accuracy', 'accuracy_ci95', 'balanced_accuracy', 'precis
 
 
 def script(*words):
+    "A command in a process of its own; the others are called in this one."
     return subprocess.run([str(word) for word in words], capture_output=True, text=True)
 
 
@@ -76,24 +80,34 @@ def test_finished_runs_are_skipped_and_the_summary_goes_to_standard_output(runs,
 
 
 def test_the_table_says_which_steps_are_real(runs, sample):
-    done = script('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none')
+    done = call('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none')
     assert done.returncode == 0, done.stderr
-    own = [line for line in done.stdout.splitlines() if 'this run' in line]
-    for line, before in zip((own[1], own[3], own[4]), ('simple_cnn', 'resnet18_base', 'resnet18_augmented')):
-        assert re.search(f'(real gain|real loss|not shown) over {before}$', line), line
+    stands_on, head, *lines = done.stdout.splitlines()
+    assert stands_on == 'painted sample, first weights: none, quick' and '95 % interval' in head
+    climbed = 'simple_cnn', 'resnet18_base', 'resnet18_augmented', 'resnet18_best'
+    for line, before, after in zip(lines[5:], climbed[:-1], climbed[1:], strict=True):
+        number = r'[+-]0\.\d{3}'
+        verdict = rf'(real gain|real loss|not shown), {number} \({number} to {number}\)'
+        assert re.fullmatch(f'{before} -> {after}: {verdict}', line), line
+    for line, record in zip(lines, map(read_record, (runs / name for name in EXPERIMENTS))):
+        assert f"{record['test']['accuracy']:.3f}" in line and line.startswith(record['experiment']['name'])
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_another_seed_is_trained_anew(runs, sample, tmp_path):
-    shutil.copytree(runs / 'simple_cnn', tmp_path / 'simple_cnn')
-    done = script('artinsight_train', 'simple_cnn', '--data', sample, '--runs', tmp_path, '--quick', '--seed', 7,
-                  '--json')
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)[0]['experiment']['seed'] == 7
-    assert read_record(tmp_path / 'simple_cnn')['test'] != read_record(runs / 'simple_cnn')['test']
+def test_another_seed_is_trained_anew(tmp_path):
+    few, tests = painted_sample(train=8, ai=8, test=2), []
+    for seed in (0, 7):
+        done = call('artinsight_train', 'simple_cnn', '--data', few, '--runs', tmp_path, '--quick', '--seed', seed,
+                    '--json')
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)[0]
+        assert record['experiment']['seed'] == seed
+        tests.append(record['test'])
+    assert tests[0] != tests[1] == read_record(tmp_path / 'simple_cnn')['test']
 
 
 def test_evaluate_computes_the_figures_again(runs, capsys):
-    done = script('artinsight_evaluate', runs / 'simple_cnn', '--json')
+    done = call('artinsight_evaluate', runs / 'simple_cnn', '--json')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]['test'] == read_record(runs / 'simple_cnn')['test']
     artinsight_evaluate(runs / 'simple_cnn')
@@ -108,7 +122,7 @@ def test_evaluate_computes_the_figures_again(runs, capsys):
 def test_missing_imagenet_weights_are_an_error_that_names_the_ways_out(sample, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nobody listens there
-    done = script('artinsight_train', 'resnet18_base', '--data', sample, '--runs', tmp_path / 'runs', '--quick')
+    done = call('artinsight_train', 'resnet18_base', '--data', sample, '--runs', tmp_path / 'runs', '--quick')
     assert done.returncode == 2
     message = done.stderr.strip().splitlines()[-1]
     assert all(word in message for word in ('--weights none', '--weights FILE', 'checkpoints')), message

@@ -11,7 +11,8 @@ from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
 from artinsight.resnet18 import load_model
-from artinsight.study import artinsight_evaluate, artinsight_train, find_experiment, run_experiment, study_runs
+from artinsight.study import find_experiment, run_experiment, study_runs
+from artinsight.use.commands import artinsight_evaluate, artinsight_train
 from artinsight.engine import checkpoint as checkpoints, runs as runs_module
 from artinsight.engine.checkpoint import Checkpoint, save_weights
 from artinsight.engine.runs import git_commit
@@ -404,7 +405,7 @@ def test_a_wheel_can_be_built_from_the_sdist(tmp_path):
         ours = [file for file in (ROOT / 'artinsight').rglob('*.*') if file.suffix in ('.py', '.csv')]
         assert {file.relative_to(ROOT).as_posix() for file in ours} <= held
         [scripts] = [name for name in held if name.endswith('entry_points.txt')]
-        assert 'artinsight_train = artinsight.study:artinsight_train' in wheel.read(scripts).decode()
+        assert 'artinsight_train = artinsight.use.commands:artinsight_train' in wheel.read(scripts).decode()
 
 
 def test_the_project_installs_with_the_file_that_nbdev_export_leaves(tmp_path):
@@ -428,10 +429,10 @@ def test_scripts_where_much_is_missing(tiny, tmp_path):
     """No home, no git or other program, a console that prints ASCII alone, proxies that nobody runs: train and
     evaluate, in a process of its own."""
     runs = tmp_path / 'Läufe'
-    lines = ('import sys, artinsight.training, artinsight.study as study\n'
+    lines = ('import sys, artinsight.training, artinsight.use.commands as use\n'
              'artinsight.training.QUICK["epochs"], data, runs = 1, *sys.argv[1:]\n'
-             'scripts = (study.artinsight_train, "simple_cnn", "--quick", "--data", data, "--runs", runs), '
-             '(study.artinsight_evaluate, runs + "/simple_cnn")\n'
+             'scripts = (use.artinsight_train, "simple_cnn", "--quick", "--data", data, "--runs", runs), '
+             '(use.artinsight_evaluate, runs + "/simple_cnn")\n'
              'for script, *words in scripts:\n'
              '    sys.argv = [script.__name__, *words]\n'
              '    script()\n')

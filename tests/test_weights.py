@@ -13,7 +13,8 @@ from torchvision.models import ResNet18_Weights, resnet34, resnet50, resnet18 as
 
 from artinsight import study, training
 from artinsight.resnet18 import resnet18
-from artinsight.study import artinsight_train, find_experiment, reproduce
+from artinsight.study import find_experiment, reproduce
+from artinsight.use.commands import artinsight_train
 from artinsight.training import read_record
 
 PUBLISHED = Path(ResNet18_Weights.IMAGENET1K_V1.url).name

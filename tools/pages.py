@@ -179,16 +179,18 @@ def page_name(name):
     path = Path(name)
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.stem.lower()) + '.html').as_posix()
 
-def shown_output(output, alt, caption):
-    "An output as pandoc's Markdown."
+def shown_output(output, alt):
+    "An output as pandoc's Markdown. A picture's own words (its metadata) come before those of its cell."
     data = output.get('data', {})
     if 'text/markdown' in data: return data['text/markdown']
     for kind in ('image/png', 'image/jpeg'):
         if kind not in data: continue
-        picture, words = f'data:{kind};base64,{data[kind].strip()}', html.escape(alt)
-        return f'![{caption}]({picture}){{alt="{words}"}}' if caption else f'<p><img src="{picture}" alt="{words}"></p>'
+        about = output.get('metadata', {}).get(kind, {})
+        width = f' width="{about["width"]}"' if 'width' in about else ''
+        source, words = f'data:{kind};base64,{data[kind].strip()}', html.escape(about.get('alt') or alt)
+        return f'<p><img src="{source}" alt="{words}"{width}></p>'
     if 'text/html' in data:
-        return f'~~~~~~{{=html}}\n{re.sub("<style.*?</style>", "", data["text/html"], flags=re.S)}\n~~~~~~'
+        return f'~~~~~~{{=html}}\n{re.sub("<style scoped.*?</style>", "", data["text/html"], flags=re.S)}\n~~~~~~'
     words = data.get('text/plain', output.get('text', ''))
     if not words.strip() or output.get('name') == 'stderr': return ''
     return f'~~~~~~{{.output}}\n{words.rstrip()}\n~~~~~~'
@@ -199,9 +201,43 @@ def folded(code, flags):
     summary = f'<summary>{flags.get("code-summary:", "Code")}</summary>'
     return f'<details class="code"{opened}>{summary}\n\n{code}\n\n</details>'
 
+def raw(words): return f'~~~~~~{{=html}}\n{words}\n~~~~~~'
+
+def numbers(nb):
+    "Labels of a notebook's figures and tables in their order: {'fig-look': 'Figure 1'}."
+    counted, named = {'fig': 0, 'tbl': 0}, {}
+    for cell in nb.cells:
+        flags = directives(cell)
+        label = flags.get('label:', '')
+        if label[:4] not in ('fig-', 'tbl-') or 'hide' in flags or not cell.outputs: continue
+        counted[label[:3]] += 1
+        named[label] = f'{"Figure" if label[:3] == "fig" else "Table"} {counted[label[:3]]}'
+    return named
+
+def figure(pieces, flags, number):
+    "Outputs of a labelled cell as a figure: one picture, several side by side with captions of their own, or a table."
+    label, caption = flags['label:'], flags.get('fig-cap:') or flags.get('tbl-cap:', '')
+    below = yaml.safe_load(flags.get('fig-subcap:', '[]'))
+    if below:
+        letters = [f'{raw("<figcaption>")}\n\n({letter})\\ {words}\n\n{raw("</figcaption></figure>")}'
+                   for letter, words in zip('abcdef', below)]
+        pieces = [f'{raw("<figure>")}\n\n{piece}\n\n{words}' for piece, words in zip(pieces, letters)]
+        pieces = [raw('<div class="beside">'), *pieces, raw('</div>')]
+    title = [raw('<figcaption>'), f'**{number}.** {caption}' if number else caption, raw('</figcaption>')]
+    parts = [*title, *pieces] if label.startswith('tbl-') else [*pieces, *title]
+    opening = f'<figure id="{label}" class="{flags.get("classes:", label[:3])}">'
+    return '\n\n'.join([raw(opening), *parts, raw('</figure>')])
+
+def shown_outputs(cell, alt, page=True):
+    "What a cell shows, as pieces of Markdown."
+    flags = directives(cell)
+    outputs = [output for output in cell.outputs if flags.get('output:') != 'false' and (
+        page or not {'image/png', 'image/jpeg', 'text/html'} & output.get('data', {}).keys())]
+    return [piece for piece in (shown_output(output, flags.get('fig-alt:', alt)) for output in outputs) if piece]
+
 def shown(nb, page=True):
     "What a reader sees of a notebook, as pieces of Markdown; README has neither folds nor pictures."
-    heading = ''
+    heading, numbered = '', numbers(nb)
     for cell in nb.cells:
         flags = directives(cell)
         if cell.cell_type == 'raw' and page: yield cell.source
@@ -214,15 +250,17 @@ def shown(nb, page=True):
         if source and flags.get('echo:') != 'false':
             code = f'~~~~~~python\n{source}\n~~~~~~'
             yield folded(code, flags) if page and flags.get('code-fold:') != 'false' else code
-        for output in cell.outputs if flags.get('output:') != 'false' else []:
-            if page or not {'image/png', 'image/jpeg', 'text/html'} & output.get('data', {}).keys():
-                yield shown_output(output, flags.get('fig-alt:', f'Figure: {heading}'), flags.get('fig-cap:', ''))
+        pieces = shown_outputs(cell, f'Figure: {heading}', page)
+        label = flags.get('label:')
+        if page and pieces and label in numbered: yield figure(pieces, flags, numbered[label])
+        else: yield from pieces
 
 def readme(nb):
     "README.md from the index notebook: what its reader sees."
     words = '\n\n'.join(part.strip() for part in shown(nb, page=False) if part.strip())
     words = words.replace('~~~~~~{.output}', '```').replace('~~~~~~', '```')
-    words = re.sub(r'\]\((?:\./)?((?:\w+/)*[\w-]+\.ipynb)\)', r'](nbs/\1)', words)
+    words = re.sub(r'\]\((?:\./)?((?:\w+/)*[\w-]+\.(?:ipynb|qmd))\)', r'](nbs/\1)', words)
+    words = re.sub(r'^:::.*\n?', '', words, flags=re.M)
     made = 'Generated from nbs/index.ipynb by tools/pages.py: edit that notebook, then run `make docs`.'
     return f'<!-- {made} -->\n\n{words}\n'
 
@@ -236,8 +274,27 @@ def notebook_table(folder):
         rows.append(f'| {name[:2]} | [{title}]({file}) | {summary} | [![Open In Colab]({BADGE})]({colab}) |')
     return '\n'.join(rows)
 
+def minutes(nb):
+    "How long a notebook takes to read: two hundred words and twenty lines of code a minute."
+    words = sum(len(cell.source.split()) for cell in nb.cells if cell.cell_type == 'markdown')
+    lines = sum(len(cell.source.splitlines()) for cell in nb.cells
+                if cell.cell_type == 'code' and not {'hide', 'code-fold:'} & directives(cell).keys())
+    return max(1, round(words / 200 + lines / 20))
+
+def write_minutes(folder):
+    "The minutes in the table for teachers, from what the notebooks hold now."
+    page = folder/'11_teaching.ipynb'
+    if not page.exists(): return
+    nb = read(page)
+    def row(found): return f'{found[1]}| {minutes(read(folder/found[2]))} |'
+    for cell in nb.cells:
+        if cell.source.startswith('| notebook | minutes |'):
+            cell.source = re.sub(r'^(\| \[[^]]+\]\((.+?)\) )\| \S+ \|', row, cell.source, flags=re.M)
+    write(page, nbformat.writes(nb) + '\n')
+
 def write_contents(project):
-    "Tables of notebooks in the index, one for each folder, and README, from what the notebooks say now."
+    "Tables of notebooks in the index and for teachers, and README, from what the notebooks say now."
+    write_minutes(project/'nbs')
     index = project/'nbs/index.ipynb'
     nb = read(index)
     tables = [cell for cell in nb.cells if cell.source.startswith('| | notebook |')]
@@ -250,20 +307,48 @@ def links(page, address, root):
     and put words for pictures from elsewhere."""
     def local(link): return f'href="{page_name(link[1])}{link[2] or ""}"'
     def words(picture): return (re.findall(r'alt="([^"]*)"', picture[0]) or ['picture'])[0]
-    page = re.sub(r'href="(?:\./)?((?:[\w.-]+/)*[\w-]+\.ipynb)(#[^"]*)?"', local, page)
+    page = re.sub(r'href="(?:\./)?((?:[\w.-]+/)*[\w-]+\.(?:ipynb|qmd))(#[^"]*)?"', local, page)
     page = re.sub(r'<img\b[^>]*src="(?:https?:)?//[^>]*>', words, page)
     return page.replace(f'href="{address}/', f'href="{root}')
 
-def render(nb, file, variables):
-    "A processed notebook as a page, by pandoc."
+def references(markdown, numbered):
+    "Quarto's cross references (@fig-look) as links, its callouts' titles as words; code that follows code in one fold."
+    markdown = markdown.replace('\n\n</details>\n\n<details class="code"><summary>Code</summary>\n\n', '\n\n')
+    markdown = re.sub(r'(?<![\w`[])@((?:fig|tbl)-[\w-]+)', lambda to: f'[{numbered[to[1]]}](#{to[1]})', markdown)
+    return re.sub(r'^(::+ \{\.callout[^}]*?) title="([^"]+)"\}$', r'\1}\n**\2**\n', markdown, flags=re.M)
+
+def render(markdown, file, variables, template='page.html', *more):
+    "Markdown as a page, by pandoc; with the list of what it cites, if it cites."
     import pypandoc
     with tempfile.NamedTemporaryFile('w', suffix='.json', encoding='utf-8') as settings:
         json.dump(variables, settings)
         settings.flush()
-        options = ['--standalone', f'--template={TOOLS/"page.html"}', f'--metadata-file={settings.name}', '--toc',
-                   '--toc-depth=2', '--mathml', f'--lua-filter={TOOLS.parent/"nbs/links.lua"}', '--wrap=none']
-        markdown = '\n\n'.join(shown(nb))
+        options = ['--standalone', f'--template={TOOLS/template}', f'--metadata-file={settings.name}', '--toc',
+                   '--toc-depth=2', '--mathml', f'--lua-filter={TOOLS.parent/"nbs/links.lua"}', '--wrap=none', *more]
+        if re.search(r'\[@\w', markdown):
+            options += ['--citeproc', f'--bibliography={TOOLS.parent/"nbs/references.bib"}', '-M', 'link-citations']
         pypandoc.convert_text(markdown, 'html5', format='markdown', outputfile=str(file), extra_args=options)
+
+def finish(file, address, root): write(file, links(file.read_text(encoding='utf-8'), address, root))
+
+def slides(talk, nbs):
+    "A talk written for Quarto's revealjs, with the figures that it embeds from notebooks, as one page of sections."
+    def embedded(found):
+        nb, label = nbs[found[1]], found[2]
+        cell = next(cell for cell in nb.cells if directives(cell).get('label:') == label)
+        pieces, flags = shown_outputs(cell, label), directives(cell)
+        return references(figure(pieces, flags, '') if label in numbers(nb) else '\n\n'.join(pieces), numbers(nb))
+    return re.sub(r'\{\{< embed (\S+?\.ipynb)#([\w-]+)[^>]*>\}\}', embedded, talk)
+
+def directory(dest, site, fronts):
+    "What search engines and language models ask for: the addresses of all pages, and what each is about."
+    pages = [f'{site["site-url"]}/{page}' for page in fronts]
+    urls = ''.join(f'<url><loc>{html.escape(page)}</loc></url>\n' for page in pages)
+    write(dest/'sitemap.xml', '<?xml version="1.0" encoding="UTF-8"?>\n'
+          f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{urls}</urlset>\n')
+    lines = [f'- [{front["title"]}]({page}): {front.get("description", "")}'
+             for page, front in zip(pages, fronts.values())]
+    write(dest/'llms.txt', f'# {site["title"]}\n\n> {site["description"]}\n\n## Pages\n\n' + '\n'.join(lines) + '\n')
 
 def parts(contents):
     "The sidebar's parts: a title ('' for a page on its own, '---' for a line) and its notebooks."
@@ -278,7 +363,8 @@ def build(processed, dest):
             for title, names in parts(site['sidebar']['contents'])]
     names = [name for _, part in menu for name in part]
     nbs = {name: read(processed/name) for name in names}
-    titles = {name: yaml.safe_load(nb.cells[0].source.strip().strip('-'))['title'] for name, nb in nbs.items()}
+    fronts = {page_name(name): yaml.safe_load(nb.cells[0].source.strip().strip('-')) for name, nb in nbs.items()}
+    titles = {name: fronts[page_name(name)]['title'] for name in nbs}
     def make(number, name):
         page = page_name(name)
         def entry(other):
@@ -290,10 +376,15 @@ def build(processed, dest):
         if number > 0: variables['before'] = entry(names[number - 1])
         if number + 1 < len(names): variables['after'] = entry(names[number + 1])
         (dest/page).parent.mkdir(parents=True, exist_ok=True)
-        render(nbs[name], dest/page, variables)
-        finished = links((dest/page).read_text(encoding='utf-8'), site['site-url'], variables['root'])
-        write(dest/page, finished)
+        render(references('\n\n'.join(shown(nbs[name])), numbers(nbs[name])), dest/page, variables)
+        finish(dest/page, site['site-url'], variables['root'])
     with ThreadPoolExecutor(2) as pool: list(pool.map(make, range(len(names)), names))
+    for talk in processed.glob('*.qmd'):
+        words, page = talk.read_text(encoding='utf-8'), page_name(talk.name)
+        render(slides(words, nbs), dest/page, {'site': site}, 'slides.html', '--section-divs')
+        finish(dest/page, site['site-url'], '')
+        fronts[page] = yaml.safe_load(words.split('---')[1])
+    directory(dest, site, fronts)
     assets = [file for kind in ('css', 'svg', 'png') for file in processed.glob(f'*.{kind}')]
     for file in [*assets, TOOLS/'page.css']: shutil.copy(file, dest)
 
@@ -333,7 +424,7 @@ def report():
         stage('painted sample')
         data = painted_sample(**STUDY_SAMPLE)
     stage(f'five quick trainings, weights: {weights}')
-    code = 'from artinsight.study import artinsight_reproduce as command; command()'
+    code = 'from artinsight.use.commands import artinsight_reproduce as command; command()'
     options = ['--data', str(data), '--runs', str(runs), '--quick', '--weights', weights]
     done = subprocess.run([sys.executable, '-c', code, *options], stdout=sys.stderr)
     if done.returncode: sys.exit(done.returncode)  # it has told why

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'DEGREES', 'SCALE', 'RATIO', 'JITTER', 'GREY', 'QUALITY', 'KEPT', 'AUGMENTATIONS', 'normalise',
-           'denormalise', 'turn', 'draw_boxes', 'crop', 'shrink', 'colour_jitter', 'damage', 'augment_batch']
+           'denormalise', 'Draws', 'turn', 'draw_boxes', 'crop', 'shrink', 'colour_jitter', 'damage', 'augment_batch']
 
 # %% ../../nbs/engine/09_augment.ipynb #b23eabab
 import io
@@ -61,7 +61,16 @@ def _corner_sum(by_column, by_row, size, device):
 # %% ../../nbs/engine/09_augment.ipynb #c62c5d2f
 DEGREES, SCALE, RATIO, JITTER = 30, (.08, 1), (3 / 4, 4 / 3), .2  # as in the study, and torchvision's defaults
 
-def _uniform(low, high, *shape, generator): return torch.rand(*shape, generator=generator) * (high - low) + low
+class Draws:
+    "Random numbers for a batch of which this process has a part: drawn for the whole batch, then sliced."
+    def __init__(self, generator, total, mine): self.generator, self.total, self.mine = generator, total, mine
+    def rand(self, n, *shape): return torch.rand(self.total, *shape, generator=self.generator)[self.mine]
+
+def _rand(*shape, generator):
+    "Uniform in 0..1, a row a picture."
+    return generator.rand(*shape) if isinstance(generator, Draws) else torch.rand(*shape, generator=generator)
+
+def _uniform(low, high, *shape, generator): return _rand(*shape, generator=generator) * (high - low) + low
 
 def turn(
     x: torch.Tensor,  # uint8 (n, 3, size, size)
@@ -91,7 +100,7 @@ def draw_boxes(
     fits = (w > 0) & (w <= size) & (h > 0) & (h <= size)
     first = fits.int().argmax(1, keepdim=True)
     w, h = (torch.where(fits.any(1), side.gather(1, first)[:, 0], float(size)) for side in (w, h))
-    left, top = ((torch.rand(n, generator=generator) * (size - side + 1)).floor() for side in (w, h))
+    left, top = ((_rand(n, generator=generator) * (size - side + 1)).floor() for side in (w, h))
     return torch.stack([left, top, w, h], 1)
 
 # %% ../../nbs/engine/09_augment.ipynb #a07878b6
@@ -192,7 +201,7 @@ def _random_crop(x, generator, scale=SCALE): return crop(x, draw_boxes(len(x), x
 
 def _random_colour(x, generator):
     factors = _uniform(-JITTER, JITTER, len(x), 4, generator=generator) + torch.tensor([1., 1, 1, 0])
-    return colour_jitter(x, factors, torch.rand(len(x), 4, generator=generator).argsort(1))
+    return colour_jitter(x, factors, _rand(len(x), 4, generator=generator).argsort(1))
 
 # In the order in which they are applied: name -> function of pictures and generator. The first three are one step.
 AUGMENTATIONS = {'hflip': None, 'vflip': None, 'rotation': None, 'damage': _random_damage, 'crop': _random_crop,

@@ -21,6 +21,7 @@ from torch import nn
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #0dae3256
 from .files import atomic_write
+from .workers import rank
 from .runs import copy_weights, paths_of
 
 # %% ../../nbs/engine/11_checkpoint.ipynb #84ca1143
@@ -92,9 +93,10 @@ def after_epoch(self: Checkpoint):
     self.rows.append({'epoch': len(self.rows), **losses, 'train_seconds': self.train_seconds,
                       'seconds': time.perf_counter() - self.began})
     if self.new_best or not self.patience: self.best_weights = copy_weights(self.answering())
-    if not hasattr(self, 'progress'):
-        print(f'{self.file.parent.name}: ' + ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items()),
-              file=sys.stderr)
+    if not (hasattr(self, 'progress') or rank()):
+        figures = ', '.join(f'{name} {value:.4g}' for name, value in self.rows[-1].items())
+        left = (self.n_epoch - self.epoch - 1) * self.rows[-1]['seconds']
+        print(f'{self.file.parent.name}: {figures}; at most {left:.0f} s left', file=sys.stderr)
     try: self.write()
     except OSError as error: self.fault = error
     if self.finished or self.fault: raise CancelFitException()
@@ -127,7 +129,8 @@ def _checksum(tensors: dict, texts: str) -> str:
 # %% ../../nbs/engine/11_checkpoint.ipynb #c96f92b4
 @patch
 def write(self: Checkpoint):
-    "Write the checkpoint by a rename."
+    "Write the checkpoint by a rename; of several processes, the first one does."
+    if rank(): return
     tensors = {f'model/{name}': value for name, value in copy_weights(self.model).items()}
     tensors |= {f'best/{name}': value for name, value in self.best_weights.items()}
     tensors |= {**_momentum_state(self.opt.opt), 'random': torch.get_rng_state()}

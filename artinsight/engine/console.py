@@ -37,6 +37,8 @@ def _one_line(error):
     if "can't start new thread" in text or getattr(error, 'errno', None) == errno.EAGAIN:
         text = f'no more threads or processes may be started (ulimit -u, or the limit of a container): {text}'
     elif isinstance(error, MemoryError): text = f'out of memory: {text}'
+    elif isinstance(error, RuntimeError) and int(os.environ.get('WORLD_SIZE') or 1) > 1:
+        text = f'another process of this training has ended, and said why; start all again to go on: {text}'
     elif isinstance(error, RuntimeError): text = f'{type(error).__name__}: {text}'
     with suppress(OSError, AttributeError, TypeError):
         cache, at_fault = cache_folder(), Path(os.fsdecode(error.filename))

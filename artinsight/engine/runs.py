@@ -21,6 +21,7 @@ from torch import nn
 
 # %% ../../nbs/engine/10_runs.ipynb #b77bde2e
 from .files import atomic_write, sweep
+from .workers import rank, world_size
 
 # %% ../../nbs/engine/10_runs.ipynb #a51a2ea8
 def paths_of(batches, places=slice(None)) -> list:
@@ -112,7 +113,7 @@ def environment(device: torch.device, precision: str) -> dict:
     versions = {'artinsight': artinsight.__version__, 'python': platform.python_version(), 'torch': torch.__version__,
                 'torchvision': importlib.metadata.version('torchvision'), 'fastai': fastai.__version__}
     return {'versions': versions, 'device': device.type, 'device_name': name, 'threads': torch.get_num_threads(),
-            'precision': precision}
+            'precision': precision, 'world_size': world_size()}
 
 # %% ../../nbs/engine/10_runs.ipynb #f943a1c9
 def installed_commit(package: Path) -> str | None:
@@ -142,6 +143,7 @@ def run_lock(
     run: Path,  # the run's folder, made if need be
 ):
     "Hold a run's folder; OSError where another training holds it, or where nothing can be written."
+    if rank(): return (yield)  # rank 0 holds it for all
     lock = FileLock(run / '.lock', is_singleton=True)  # so that one process may take it twice
     try:
         run.mkdir(parents=True, exist_ok=True)

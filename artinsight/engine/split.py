@@ -52,6 +52,7 @@ def hold_out(
     held = grouped_part(frame.assign(generator=''), wanted, np.random.default_rng(seed))
     return np.where(held, 'test', 'train')
 
+# %% ../../nbs/engine/06_split.ipynb #3992e63c
 def at_most(
     frame: pd.DataFrame,  # a column class
     most: int,  # rows of each

@@ -12,7 +12,10 @@ from pathlib import Path
 
 # %% ../../nbs/use/01_card.ipynb #cd7ee66d
 from ..engine.files import atomic_write, printable
+from ..engine.intervals import percent
 from ..data import CLASSES, coarser, TARGETS
+from ..evaluation import load
+from ..trust.alarms import by_style
 from ..trust.audit import limits
 from .predict import ACCURACY, claim_file, MADE_BY, Run
 
@@ -43,6 +46,7 @@ _SORTS = {  # target -> the question, what a model does that answers it
     'generator_style': ('Which style, and who made it?', 'art style and generator',
                         'Sorts a picture of an artwork into ten styles and three makers')}
 
+# %% ../../nbs/use/01_card.ipynb #47f9988c
 def asks(run: Run) -> tuple:  # a question, a title, a sentence without its end
     "What a run's classes are about, in words; names of one's own folders come with HTML's special signs spelled out."
     target = next((target for target, names in TARGETS.items() if names == run.classes), None)
@@ -104,6 +108,35 @@ def _confidence(calibration: dict) -> str:
     return text + (f'Below {threshold:.0%} an answer is marked unsure: above, '
                    f'{ACCURACY:.0%} of the validation pictures were right.')
 
+# %% ../../nbs/use/01_card.ipynb #81b14b14
+def _spread(row: dict, *names: str) -> str:
+    "A share with its interval."
+    return '{} ({} to {})'.format(*(percent(row[name]) for name in names))
+
+def _style_rows(run: Run, stated: dict) -> list:
+    "False alarms by style at one limit, on test; none where the run came without its predictions."
+    try: test = load(run.path).soften(run.calibration['temperature'])
+    except FileNotFoundError: return []
+    table = by_style(test, stated['limit'])
+    if table.empty: return []
+    rows = [f"| {style.replace('_', ' ')} | {row.pictures:.0f} | {_spread(row, 'false alarms', 'low', 'high')} |"
+            for style, row in table.iterrows()]
+    head = f"\nAt {percent(stated['rate'])}, on test:\n\n| style | human pictures | called AI |"
+    return [head, '|---|---|---|', *rows]
+
+# %% ../../nbs/use/01_card.ipynb #7c08a8f2
+def _alarms_text(run: Run) -> str:  # Markdown; '' where the run does not tell the origin
+    "At which limit how many human pictures are called AI, and what AI art is found."
+    if not (told := run.alarms()): return ''
+    n, few = told[0]['pictures'], [row for row in told if not row['enough']]
+    rows = [f"| {_spread(row, 'rate', 'low', 'high')} | {100 * row['limit']:.4g} % | "
+            + ('-' if row['caught'] is None else _spread(row, 'caught', 'caught_low', 'caught_high')) + ' |'
+            for row in told]
+    lines = [f'False alarms, from {n:,} human validation pictures (`artinsight_predict --false_alarms 0.01`):\n',
+             '| human pictures called AI | probability of AI above | AI pictures found |', '|---|---|---|', *rows]
+    if few: lines += ['', f"{n:,} pictures cannot bear a smaller rate than {percent(few[0]['rate'])}."]
+    return '\n'.join(['\n', *lines, *_style_rows(run, told[min(1, len(told) - 1)])])
+
 # %% ../../nbs/use/01_card.ipynb #app-055
 _USE = """For teaching and research: to look at what such a classifier learns. Not for judging whether a person cheated,
 for pricing or authenticating art, or for anything that touches somebody's rights or reputation."""
@@ -119,11 +152,13 @@ def _data_text(run: Run) -> str:
     counts = ', '.join(f'{sum(kinds.values()):,} for {part}' for part, kinds in data.get('counts', {}).items())
     return f"{data['name']}: {counts}. {split}"
 
+# %% ../../nbs/use/01_card.ipynb #df6f42e0
 def _limits_text(run: Run) -> str:
     "What no such model can do."
     k = len(run.classes)
     closed = 'Twenty classes and no "none of these": a photograph of a cat gets a style, too.'
-    if run.classes != CLASSES: closed = f'{k} classes and no "none of these": everything else gets one of them, too.'
+    if run.classes != CLASSES:
+        closed = f'{k} classes and no "none of these": whatever is none of them gets one of them, too.'
     return f'- {closed}\n{_LIMITS if run.classes in TARGETS.values() else _OWN_LIMITS}'
 
 # %% ../../nbs/use/01_card.ipynb #app-055a
@@ -131,7 +166,7 @@ def _card_text(run: Run) -> str:
     "What `card` says, or an error that it explains."
     record, alert, (_, title, sorts), k = run.record, warning(run.record), asks(run), len(run.classes)
     figures = _figures_table(record['test'], record['experiment']['target'], k)
-    parts = {'How well it does': f"{figures}\n\n{_confidence(run.calibration)}",
+    parts = {'How well it does': f"{figures}\n\n{_confidence(run.calibration)}{_alarms_text(run)}",
              'Data': _data_text(run), 'Recipe': _recipe_table(record), 'Use': _USE,
              'Limits': f'{_limits_text(run)}\n\n{_audit_text(run)}', 'Licence': _LICENCE}
     alert = f'> **{alert}**' if alert else ''

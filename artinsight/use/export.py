@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB_APP', 'EXPORTS', 'Pixels', 'need', 'describe_input', 'to_onnx', 'from_onnx', 'to_torch', 'from_torch',
-           'check_export', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'artinsight_export']
+           'check_export', 'read_rows', 'to_int8', 'to_hub', 'export_run', 'export_as']
 
 # %% ../../nbs/use/02_export.ipynb #d9bb56c4
 import io, logging, os, sys
@@ -22,7 +22,6 @@ from torch import nn
 
 # %% ../../nbs/use/02_export.ipynb #68477300
 from ..engine.files import atomic_write, discard, user_path
-from ..engine.console import console
 from ..engine.pictures import SQUASH
 from ..engine.augment import normalise
 from ..engine.runs import answer
@@ -196,10 +195,11 @@ def _space_head(name: str, model: str, gradio: str) -> str:
 
 # %% ../../nbs/use/02_export.ipynb #app-066c
 def _hub_texts(run: Run, pins: dict) -> dict:  # name -> content
-    "What is written anew in a Hub folder; the record carries the calibration, so that predictions need not."
+    "What is written anew in a Hub folder; the record carries what predictions would tell."
     recipe, described, gradio = run.record['experiment'], describe_input(run), pins['gradio']
     home, commit = metadata.metadata('artinsight')['Home-page'], pins['artinsight']
-    source, record = f'@{commit}' if commit else '', {**run.record, 'calibration': run.calibration}
+    source = f'@{commit}' if commit else ''
+    record = {**run.record, 'calibration': run.calibration, 'false_alarms': run.alarms()}
     config = {'comment': MADE_BY, 'architecture': recipe['model'], 'num_classes': len(run.classes),
               'label_names': run.classes, 'image_size': run.size, 'id2label': dict(enumerate(run.classes)),
               'input': described['input'], 'output': described['output']}
@@ -254,21 +254,20 @@ def export_run(
     return result
 
 # %% ../../nbs/use/02_export.ipynb #app-068
-@console
-def artinsight_export(
-    run: str,  # a run's folder
-    to: str = 'onnx',  # onnx (with an 8 bit version, if that loses less than a point), torch or hub
-    out: str = None,  # folder (default: the run's, or RUN/hub)
-    data: str = None,  # data set to compare on (default: $ARTINSIGHT_DATA, else the painted sample)
-):
-    "Write a run for other programs, compared with the run itself; and its model card beside it."
+def export_as(
+    run,  # a run's folder
+    to: str = 'onnx',  # a key of EXPORTS, or hub
+    out=None,  # folder; None: the run's, or RUN/hub
+    data=None,  # data set to compare on; None: $ARTINSIGHT_DATA, else the painted sample
+) -> str:  # what was written and how it compares, as JSON; of a Hub folder its path
+    "What `artinsight_export` does; ValueError, OSError or ImportError say what to do."
     opened = load_run(run)
     if to == 'hub':
         folder = user_path(out or opened.path / 'hub')
         for name, pin in to_hub(opened, folder).items():
             why = f'nothing here tells which {name} to pin, so a Space takes the newest'
             if not pin: print(f'{folder}: {why}', file=sys.stderr)
-        return print(folder)
+        return str(folder)
     painted = () if opened.record['data']['name'] == 'painted sample' else (2, 7)
     root = data or os.environ.get('ARTINSIGHT_DATA') or painted_sample(*painted)
-    print(dumps(export_run(opened, to, index(user_path(root)), out), indent=1))
+    return dumps(export_run(opened, to, index(user_path(root)), out), indent=1)

@@ -91,6 +91,7 @@ def _named(row: dict) -> str:
     told += [_MADE[row['origin']]] if 'origin' in row else []
     return ', '.join(f'<b>{html.escape(part)}</b>' for part in told or [words(row['class'])])
 
+# %% ../../nbs/use/03_page.ipynb #cdf8229c
 def _verdict_html(row: dict, probs: np.ndarray, classes: tuple) -> str:
     "The verdict in plain words, the origin gauge and the likeliest styles where the run tells them, and all classes."
     name, unsure = _named(row), row['unsure']

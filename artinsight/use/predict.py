@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['ACCURACY', 'MADE_BY', 'EXPLANATION', 'NOT_OURS', 'ANSWER_COLUMNS', 'Run', 'load_run', 'holds_mark', 'claim_file',
            'out_folder', 'list_images', 'as_batch', 'read_some', 'in_batches', 'verdicts', 'answer_columns', 'words',
-           'report_bad', 'artinsight_predict']
+           'answer_line', 'report_bad']
 
 # %% ../../nbs/use/00_predict.ipynb #10a325b4
 import glob, os, sys
 from concurrent.futures import ThreadPoolExecutor
-from json import dumps
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastcore.basics import chunked, num_cpus, patch
-from fastcore.script import store_true
 from torch import nn
 
 # %% ../../nbs/use/00_predict.ipynb #f84477c1
 from ..engine.files import printable, user_path
-from ..engine.console import console
 from ..engine.workers import keep_freed_memory
-from ..engine.pictures import BadPicture, decode, picture_files, squash, to_rgb
+from ..engine.pictures import BadPicture, open_picture, picture_files, squash, to_rgb
 from ..engine.precision import find_device
 from ..engine.augment import normalise
 from ..engine.runs import probabilities
@@ -34,6 +33,8 @@ from ..evaluation import load
 from ..gradcam import explain as explain_pixels
 from ..resnet18 import load_model
 from ..trust.calibration import choose_threshold, fit_temperature
+from ..trust.alarms import alarm, RATES
+from ..trust.steady import CHECKS, holds, looks
 
 # %% ../../nbs/use/00_predict.ipynb #app-010
 ACCURACY = .9  # that answers which are not marked unsure reached on the validation pictures
@@ -103,10 +104,11 @@ def _matches(path: Path) -> list:  # paths; the pattern itself where nothing mat
 # %% ../../nbs/use/00_predict.ipynb #app-021b
 def _is_one(images) -> bool:
     "Whether this is one picture, not many."
-    return isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    if isinstance(images, (np.ndarray, torch.Tensor)): return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, Image.Image, bytes))
 
 def list_images(images) -> list:
-    "Files, PIL pictures, arrays: folders and globs spelled out. What does not exist stays, to be named later."
+    "One picture or many, as a list: folders and globs spelled out. What does not exist stays, to be named later."
     files = []
     for image in [images] if _is_one(images) else images:
         if not isinstance(image, (str, os.PathLike)):
@@ -117,35 +119,43 @@ def list_images(images) -> list:
     return files
 
 # %% ../../nbs/use/00_predict.ipynb #app-022
-def _from_file(path, size: int) -> np.ndarray:  # uint8 (size, size, 3)
-    "A file as the model sees it; BadPicture for what is no picture, or was made by artinsight itself."
+def _from_file(path) -> Image.Image:
+    "The picture in a file; BadPicture for what is no picture, or was made by artinsight itself."
     if os.path.isdir(path): raise BadPicture(path, 'a folder without pictures')
     if os.path.exists(path) and not os.path.isfile(path): raise BadPicture(path, 'not a file')
-    pixels = decode(path, size)
+    picture = open_picture(path)
     if holds_mark(path): raise BadPicture(path, EXPLANATION)
-    return pixels
+    return picture
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    "uint8 (h, w), (h, w, 3) or (h, w, 4) as a picture; BadPicture for another."
+    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
+        raise BadPicture('array', 'not a uint8 array (h, w, 3)')
+    return Image.fromarray(array)
 
 # %% ../../nbs/use/00_predict.ipynb #app-022b
-def _to_pixels(image, size: int) -> np.ndarray:
-    "A path, PIL picture or uint8 array (h, w, 3) as the model sees it; BadPicture for what is none."
-    if isinstance(image, (str, os.PathLike)): return _from_file(image, size)
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
-            raise BadPicture('array', 'not a uint8 array (h, w, 3)')
-        image = Image.fromarray(array)
-    return np.asarray(squash(to_rgb(image.copy()), size))
+def _to_picture(image) -> Image.Image:  # RGB, upright
+    "A path, a file's bytes, a PIL picture, an array or tensor as a picture; BadPicture for what is none."
+    if isinstance(image, (str, os.PathLike)): return _from_file(image)
+    if isinstance(image, bytes): return open_picture(BytesIO(image))
+    if isinstance(image, torch.Tensor): image = image.detach().cpu().permute(1, 2, 0) if image.ndim == 3 else image
+    return to_rgb(image.copy() if isinstance(image, Image.Image) else _from_array(np.asarray(image)))
+
+def _views(image, size: int, again: bool = False) -> np.ndarray:  # uint8 (1 or more, size, size, 3)
+    "A picture as the model sees it, and as it sees what `looks` makes of it; BadPicture for what is none."
+    picture = _to_picture(image)
+    return np.stack([np.asarray(squash(seen, size)) for seen in [picture, *(looks(picture) if again else [])]])
 
 def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
     "One picture as a batch; BadPicture as for any picture."
-    return torch.tensor(_to_pixels(image, size)).permute(2, 0, 1)[None]
+    return torch.tensor(_views(image, size)).permute(0, 3, 1, 2)
 
 # %% ../../nbs/use/00_predict.ipynb #app-023
-def read_some(images: list, size: int) -> tuple:
-    "Decode a batch: pixels uint8 (good ones, 3, size, size), and the problem of each, '' for a good one."
+def read_some(images: list, size: int, again: bool = False) -> tuple:
+    "Decode a batch: pixels uint8 (good ones, 3, size, size), each with its looks if asked; each one's problem or ''."
     pixels, problems = [np.zeros((0, size, size, 3), np.uint8)], []
     for image in images:
-        try: pixels.append(_to_pixels(image, size)[None])
+        try: pixels.append(_views(image, size, again))
         except BadPicture as bad: problems.append(bad.reason)
         else: problems.append('')
     return torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2), problems
@@ -188,12 +198,13 @@ def verdicts(probs: np.ndarray, threshold: float | None = None, classes=CLASSES)
 
 # %% ../../nbs/use/00_predict.ipynb #app-027
 ANSWER_COLUMNS = ['path', 'class', 'probability', 'style', 'origin', 'AI', 'unsure', 'styles', 'problem']
-_MORE_COLUMNS = [*ANSWER_COLUMNS[:5], 'generator', *ANSWER_COLUMNS[5:-1], 'classes', 'problem']  # of other questions
+_STEADY_COLUMNS = ['steady', 'spread', 'because']
+_MORE_COLUMNS = [*ANSWER_COLUMNS[:5], 'generator', *ANSWER_COLUMNS[5:-1], 'classes']  # of other questions
 
-def answer_columns(classes) -> list:
+def answer_columns(classes, steady: bool = False) -> list:
     "What a run of these classes says of a picture: ANSWER_COLUMNS, or what there is of them, and more."
-    answered = {*verdicts(np.eye(len(classes))[:1], classes=classes)[0], 'path', 'problem'}
-    return [name for name in _MORE_COLUMNS if name in answered]
+    answered = {*verdicts(np.eye(len(classes))[:1], classes=classes)[0], 'path'}
+    return [name for name in _MORE_COLUMNS if name in answered] + _STEADY_COLUMNS * steady + ['problem']
 
 @patch
 def probs(self: Run, pixels: torch.Tensor) -> np.ndarray:  # float32 (n, classes)
@@ -202,38 +213,78 @@ def probs(self: Run, pixels: torch.Tensor) -> np.ndarray:  # float32 (n, classes
 
 # %% ../../nbs/use/00_predict.ipynb #app-028
 @patch
-def predict_some(self: Run, images) -> list:  # a dict a picture
+def judge(self: Run, probs: np.ndarray, steady: bool = False) -> list:  # a dict a picture
+    "What probabilities say; with `steady` each picture's looks follow it, and what flips with them is unsure."
+    rows, step = verdicts(probs, self.calibration['threshold'], self.classes), 1 + len(CHECKS)
+    if not steady: return rows
+    return [rows[i] | holds(rows[i:i + step], probs[i:i + step]) for i in range(0, len(rows), step)]
+
+@patch
+def predict_some(self: Run, images, steady: bool = False) -> list:  # a dict a picture
     "Decode and judge one batch."
-    pixels, problems = read_some(images, self.size)
-    answers = iter(verdicts(self.probs(pixels), self.calibration['threshold'], self.classes))
+    pixels, problems = read_some(images, self.size, steady)
+    answers = iter(self.judge(self.probs(pixels), steady))
     return [{**({} if problem else next(answers)), 'problem': problem} for problem in problems]
+
+# %% ../../nbs/use/00_predict.ipynb #5aea96c1
+@patch
+def alarm(self: Run, rate: float = .01) -> dict:
+    "How sure of AI an answer must be for a stated rate of false alarms; ValueError where none is known."
+    if coarser(self.classes, 'origin') is None: raise ValueError(f'{self.path.name} does not tell human from AI')
+    kept = {one['wanted']: one for one in self.record.get('false_alarms', ())}
+    if rate in kept: return kept[rate]
+    try: return alarm(load(self.path, 'validation').soften(self.calibration['temperature']), rate)
+    except FileNotFoundError as error:
+        known = ', '.join(map(str, kept)) or 'none'
+        raise ValueError(f'{self.path} came without its validation predictions: rates known are {known}') from error
+
+@patch
+def alarms(self: Run) -> list:  # of dicts, one for each rate that the pictures can bear; [] where none is known
+    "The usual rates of false alarms, the smallest widened to what is known."
+    try: told = [self.alarm(rate) for rate in RATES]
+    except ValueError: return []
+    return [one for i, one in enumerate(told) if one['enough'] or i == 0 or told[i - 1]['enough']]
+
+def _name_of(image, i: int) -> str: return str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}'
 
 # %% ../../nbs/use/00_predict.ipynb #app-029
 @patch
 def predict(self: Run,
-    images,  # as list_images takes them
+    images,  # one or more: paths, folders, globs, files' bytes, PIL pictures, arrays, tensors; a generator of them
     batch_size: int | None = None,  # None: 256 small pictures, 32 of 64 px and more
     workers: int | None = None,  # threads, which decode and compute; None: one a core
+    steady: bool = False,  # ask again, see trust.steady: costs five times as much
+    false_alarms: float | None = None,  # say what is called AI at this rate, see trust.alarms
 ) -> pd.DataFrame:  # a row a picture, in order; problem says why one could not be read
-    "Style, origin and class of pictures; what can't be read is named, the rest done."
+    "Style, origin and class of pictures; what can't be read is named, the rest done; ValueError for an unknown rate."
+    limit = false_alarms and self.alarm(false_alarms)['limit']
     if self.device.type == 'cpu': keep_freed_memory()
     images, batch_size = list_images(images), batch_size or (256 if self.size < 64 else 32)
-    answers = [row for rows in in_batches(self.predict_some, images, batch_size, workers) for row in rows]
-    for i, (image, answer) in enumerate(zip(images, answers)):
-        answer['path'] = str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}'
-    return pd.DataFrame(answers, columns=answer_columns(self.classes))
+    ask = partial(self.predict_some, steady=steady)
+    answers = [row for rows in in_batches(ask, images, batch_size, workers) for row in rows]
+    for i, (image, answer) in enumerate(zip(images, answers)): answer['path'] = _name_of(image, i)
+    frame = pd.DataFrame(answers, columns=answer_columns(self.classes, steady))
+    if limit: frame.insert(len(frame.columns) - 1, 'called_AI', frame.AI > limit)
+    return frame
 
 # %% ../../nbs/use/00_predict.ipynb #app-030
 def words(name):
     "A style or class as people write it."
     return name.replace('_', ' ').replace('post impressionism', 'post-impressionism').replace('ukiyo e', 'ukiyo-e')
 
-def _line(row) -> str:
+def _ai_words(row) -> str:
+    "What a line says of AI: how likely, over all looks, and whether it is called so."
+    if 'AI' not in row: return ''
+    likely = f"; AI {row['AI']:.0%}" if 'styles' in row or 'spread' in row else ''
+    if 'spread' in row: likely += ' ({:.0%} to {:.0%} when asked again)'.format(*row['spread'])
+    return likely + ('; called AI' if row.get('called_AI') else '; not called AI' if 'called_AI' in row else '')
+
+def answer_line(row) -> str:
     "A prediction in one line."
     likeliest = ', '.join(f'{words(name)} {part:.0%}' for name, part in row.get('styles', row.get('classes')).items())
-    answer = f"{row['class']} {row['probability']:.0%}{' (unsure)' if row['unsure'] else ''}"
-    ai = f"; AI {row['AI']:.0%}" if {'AI', 'styles'} <= set(row) else ''
-    return printable(f"{row['path']}: {answer}{ai}; {likeliest}")
+    because = f", because {row['because']}" if row.get('because') else ''
+    answer = f"{row['class']} {row['probability']:.0%}{f' (unsure{because})' if row['unsure'] else ''}"
+    return printable(f"{row['path']}: {answer}{_ai_words(row)}; {likeliest}")
 
 # %% ../../nbs/use/00_predict.ipynb #a894b037
 def report_bad(frame):
@@ -241,24 +292,6 @@ def report_bad(frame):
     bad = frame[frame.problem != '']
     for row in bad.itertuples(): print(f'{printable(row.path)}: {row.problem}', file=sys.stderr)
     if len(bad) == len(frame): raise ValueError(f'none of the {len(frame)} pictures could be read')
-
-# %% ../../nbs/use/00_predict.ipynb #app-031
-@console(many='images')
-def artinsight_predict(
-    run: str,  # a run's folder
-    images: str,  # pictures, folders or globs in quotes
-    json: store_true = False,  # a JSON list instead of lines
-    device: str = 'cpu',  # where the model runs
-):
-    "Say style and origin of pictures."
-    frame = load_run(run, device).predict(images)
-    if json:
-        rows = frame.to_dict('records')
-        bad = [{'path': row['path'], 'problem': row['problem']} for row in rows]
-        print(dumps([row if row['problem'] == '' else short for row, short in zip(rows, bad)], indent=1))
-    else:
-        for row in frame[frame.problem == ''].to_dict('records'): print(_line(row))
-    report_bad(frame)
 
 # %% ../../nbs/use/00_predict.ipynb #app-041
 @patch

@@ -1,0 +1,116 @@
+"""Several processes that train together: the parts of a batch, the same losses as alone, a killed one.
+
+The processes are real ones, on this machine's CPU, started by torchrun and talking through gloo. CUDA and NCCL are not
+tried here.
+"""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from artinsight.data import index, parts
+from artinsight.engine.augment import AUGMENTATIONS
+from artinsight.loading import dataloaders, open_store
+from artinsight.sample import painted_sample
+from artinsight.training import read_record
+
+TRAIN = """
+import sys
+from dataclasses import replace
+from artinsight.data import index
+from artinsight.study import EXPERIMENTS, run_experiment
+data, runs, epochs = sys.argv[1:]
+changes = {'epochs': int(epochs), 'augment': ('hflip', 'rotation', 'crop', 'colour'), 'lr': .01, 'per_style': 1000}
+run_experiment(replace(EXPERIMENTS['simple_cnn'], **changes), index(data), runs, 'none', 'cpu')
+"""
+LOSSES = ['train_loss', 'valid_loss', 'accuracy']
+
+
+@pytest.fixture(scope='module')
+def few(): return painted_sample(8, 8, 2)
+
+
+@pytest.fixture(scope='module')
+def loaders(few):
+    "Training batches of 32, augmented in every way: of one process, and of each of `world`."
+    tables = parts(index(few))
+    store = open_store(tables, few, 32)
+    rows = [store.rows(tables[name].path) for name in ('train', 'validation')]
+    def make(rank=0, world=1):
+        train = dataloaders(store, *rows, augment=AUGMENTATIONS, batch_size=32, device='cpu').train
+        train.rank, train.world = rank, world
+        return train
+    return make
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_the_parts_make_the_batches_of_one_process(loaders, world):
+    "The same pictures with the same draws, each once."
+    whole, split = list(loaders()), [list(loaders(rank, world)) for rank in range(world)]
+    assert {len(batches) for batches in split} == {len(whole)}
+    for number, (x, y) in enumerate(whole):
+        for rank in range(world):
+            mine = split[rank][number]
+            assert torch.equal(mine[0], x[rank::world]) and torch.equal(mine[1], y[rank::world])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(loaders, monkeypatch):
+    monkeypatch.setattr('artinsight.loading.world_size', lambda: 3)
+    with pytest.raises(ValueError, match='3 processes cannot share'): loaders()
+
+
+def together(folder, *words, number=2):
+    "A command that starts several processes on this machine, on a free port."
+    (script := folder/'train.py').write_text(TRAIN)
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', number, '--rdzv_backend', 'c10d',
+              '--rdzv_endpoint', 'localhost:0']
+    return [*map(str, [*launch, script, *words])], {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def test_two_processes_train_as_one(few, tmp_path):
+    command, env = together(tmp_path, few, tmp_path/'two', 5)
+    two = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr[-2000:]
+    one = subprocess.run([sys.executable, '-c', TRAIN, few, tmp_path/'one', '5'], capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr[-2000:]
+    history = [pd.read_csv(tmp_path/number/'simple_cnn/history.csv')[LOSSES] for number in ('one', 'two')]
+    assert len(history[0]) == 5
+    pd.testing.assert_frame_equal(*history, rtol=1e-5)
+    weights = [load_file(tmp_path/number/'simple_cnn/model.safetensors') for number in ('one', 'two')]
+    for name, value in weights[0].items(): torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+    assert read_record(tmp_path/'two/simple_cnn')['environment']['world_size'] == 2
+    assert two.stderr.count('epoch 4,') == 1, 'one process speaks for all'
+
+
+def rank_one(words):
+    "The process of rank 1 whose command line holds these words; None where it is not there yet."
+    for folder in Path('/proc').glob('[0-9]*'):
+        try: line, environment = [(folder/name).read_bytes() for name in ('cmdline', 'environ')]
+        except (OSError, ValueError): continue
+        if os.fsencode(words) in line and b'\0RANK=1\0' in b'\0' + environment: return int(folder.name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='finds the process in /proc')
+def test_a_killed_rank_ends_all_and_the_training_goes_on(few, tmp_path):
+    runs = tmp_path/'runs'
+    command, env = together(tmp_path, few, runs, 60)
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as job:
+        for line in job.stderr:
+            if 'epoch 3,' in line: break
+        os.kill(rank_one(str(runs)), signal.SIGKILL)
+        killed = time.monotonic()
+        rest = job.stderr.read()
+    assert job.returncode and time.monotonic() - killed < 30 and 'SIGKILL' in rest
+    assert not (runs/'simple_cnn/record.json').exists()
+    alone = subprocess.run([sys.executable, '-c', TRAIN, few, runs, '60'], capture_output=True, text=True)
+    assert alone.returncode == 0 and re.search('resumed after [1-9]', alone.stderr), alone.stderr[-2000:]
+    assert read_record(runs/'simple_cnn')['environment']['world_size'] == 1
