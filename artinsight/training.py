@@ -31,7 +31,7 @@ from .engine.precision import BatchLearner, BatchPrecision, out_of_memory, pick_
 from .engine.runs import (
     copy_weights, environment, paths_of, predict_probs, RECORD_FORMAT, run_lock, save_predictions, saved_classes)
 from .engine.checkpoint import Checkpoint, save_weights, starting_point
-from .engine.recipes import learner_options, one_cycle, Options, recipe_callbacks
+from .engine.recipes import cycle_schedule, learner_options, Options, recipe_callbacks
 from .engine.ranks import EveryRank
 from .data import CLASSES, parts, TARGETS
 
@@ -204,7 +204,7 @@ def fit(learn: Learner, checkpoint: Checkpoint, experiment: Experiment):
     "Train the epochs that are left; ValueError where the loss is no number, OSError where nothing can be written."
     left = experiment.epochs - len(checkpoint.rows)
     head, begun = (epochs / experiment.epochs for epochs in (experiment.head_epochs, len(checkpoint.rows)))
-    schedule = [one_cycle(learn.lr, head, begun)] if experiment.one_cycle else []
+    schedule = [cycle_schedule(learn.lr, head, begun)] if experiment.one_cycle else []
     if left > 0 and not checkpoint.finished: learn.fit(left, cbs=schedule)
     if checkpoint.fault: raise checkpoint.fault  # raised here, because fastai rewrites what a callback raises
 

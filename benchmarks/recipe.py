@@ -6,7 +6,7 @@ First the whole recipe, one run a seed, then the variants, a seed at a time, as 
 finished are skipped, a broken one goes on, and the figures are written anew after each run: call it again for more.
 Choices are made on the validation figures; the test half is looked at once a finished run.
 """
-import argparse, json, re, shutil, statistics, sys, time
+import argparse, json, os, re, shutil, statistics, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -99,7 +99,8 @@ def write(args, frame, rows, file):
     "The figures so far, by a rename."
     whole = [row for row in rows if row['variant'] == 'whole']
     keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES]
-    result = {**environment(), 'data': frame.attrs['name'], 'weights': weights_name(args.weights),
+    result = {**environment(), 'load': os.getloadavg()[0], 'data': frame.attrs['name'],
+              'weights': weights_name(args.weights),
               'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
               'whole': {key: mean_of(whole, key) for key in keys},
               'rows': rows, 'differences': differences(args, frame, rows)}
