@@ -19,9 +19,9 @@ from .engine.scenes import *
 from .engine.painters import *
 from .engine.backbones import *
 from .engine.recipes import *
+from .engine.papers import *
 from .engine.ranks import *
 from .engine.figures import *
-from .engine.papers import *
 from .trust.calibration import *
 from .trust.maps import *
 from .trust.shortcuts import *

@@ -136,6 +136,7 @@ def _plot_found(ax, test, table):
     ax.set(xlabel='false alarms: human pictures called AI', ylabel='AI pictures found', xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=8)
 
+# %% ../../nbs/trust/07_alarms.ipynb #9608d3bd
 def _plot_styles(ax, styles, stated):
     rates = styles['false alarms']
     ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color='#0072B2', lw=4, alpha=.4)
