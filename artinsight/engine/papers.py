@@ -29,11 +29,10 @@ class Attention(nn.Module):
     "Channel attention, then spatial attention; the identity at first."
     def __init__(self, channels):
         super().__init__()
-        self.channel = nn.Sequential(nn.Linear(channels, channels // 16), nn.ReLU(), nn.Linear(channels // 16, channels))
+        self.channel = nn.Sequential(nn.Linear(channels, channels // 16), nn.ReLU(),
+                                     nn.Linear(channels // 16, channels))
         self.place = nn.Conv2d(2, 1, 7, padding=3)
-        for layer in (self.channel[2], self.place):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for weights in (*self.channel[2].parameters(), *self.place.parameters()): nn.init.zeros_(weights)
 
     def forward(self, x):
         gate = self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))
