@@ -23,7 +23,7 @@ from ..engine.pictures import SQUASH
 from ..data import coarser, index, TARGETS
 from ..sample import painted_sample
 from ..gradcam import GradCAM, scale
-from ..trust.alarms import alarm_words
+from ..trust.alarms import share_words
 from .predict import holds_mark, load_run, MADE_BY, NOT_OURS, out_folder, Run
 from .card import asks, card, warning
 from .export import check_export, need, Pixels, read_rows, to_onnx
@@ -94,7 +94,8 @@ def _package() -> bytes:
     try:
         with urlopen(address, timeout=60) as answer: content = answer.read()  # noqa: S310
     except (OSError, ValueError) as error:
-        raise OSError(f'{address} cannot be fetched ({error}): leave --bundle out, or put that file at {kept}') from error
+        hint = f'leave --bundle out, or put that file at {kept}'
+        raise OSError(f'{address} cannot be fetched ({error}): {hint}') from error
     if integrity(content, 'sha512') != _PACKAGE: raise OSError(f'{address} is not what npm published: try again later')
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as unfinished: unfinished.write_bytes(content)
@@ -127,12 +128,15 @@ def page_settings(
 ) -> dict:
     "What the page must know of a run."
     (question, _, _), code, wasm = asks(run), *(_where(name, bundle) for name in ORT_FILES)
-    told = [{'limit': one['limit'], 'words': alarm_words(one)} for one in run.alarms()]
+    stated = run.alarms()
+    told = [{'limit': one['limit'], 'rate': share_words(one, 'rate', 'low', 'high'),
+             'found': share_words(one, 'caught', 'caught_low', 'caught_high')} for one in stated]
     colours = (mpl.colormaps['viridis'](np.arange(256))[:, :3] * 255).astype(int).tolist()
     return {'comment': MADE_BY, 'question': question, 'experiment': run.record['experiment']['name'],
             'trained_on': run.record['data']['name'], 'warning': warning(run.record), 'size': run.size,
             'squash': SQUASH, 'classes': run.classes, 'kinds': _kinds(run.classes),
-            'threshold': run.calibration['threshold'], 'alarms': told, 'colours': colours,
+            'threshold': run.calibration['threshold'], 'alarms': told,
+            'alarm_pictures': stated[0]['pictures'] if stated else 0, 'colours': colours,
             'map': mapped and dict(zip(('layer', 'height', 'width'), mapped)), 'no_map': '' if mapped else _NO_MAP,
             'runtime': {'js': code, 'wasm': wasm}}
 
