@@ -229,15 +229,16 @@ def artinsight_export(
     print(export_as(run, to, out, data))
 
 # %% ../../nbs/use/10_commands.ipynb #command-24
-@console
+@console(many='run')
 def artinsight_app(
-    run: str,  # a run's folder
+    run: str,  # a run's folder; of several, the first answers in full, and all in one table
     data: str = None,  # data set folder: shows similar training pictures, gives examples
     port: int = None,  # default: the first free one from 7860 on
     share: store_true = False,  # a public link through Gradio's servers
     device: str = 'cpu',  # where the model runs
+    corrections: str = None,  # keep what visitors correct in this folder (default: they cannot)
 ):
     "Open a page on this machine that answers questions about pictures."
     if port is not None and not 0 < port < 2**16: raise ValueError(f'--port is a number from 1 to 65535, not {port}')
     from artinsight.use.app import open_page
-    open_page(run, data, port, share, device)
+    open_page(run, data, port, share, device, corrections)
