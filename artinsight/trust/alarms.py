@@ -123,7 +123,8 @@ def alarm_words(stated: dict) -> str:
     few = '' if stated['enough'] else f"too few human pictures for {percent(stated['wanted'])}, so the smallest rate: "
     caught = f"it finds {share_words(stated, 'caught', 'caught_low', 'caught_high')} of the AI pictures"
     if stated['caught'] is None: caught = 'there is no AI picture to say what it finds'
-    return (f"{few}called AI above {100 * stated['limit']:.4g} %, which {share_words(stated, 'rate', 'low', 'high')} of "
+    rate = share_words(stated, 'rate', 'low', 'high')
+    return (f"{few}called AI above {100 * stated['limit']:.4g} %, which {rate} of "
             f"human pictures exceed, from {stated['pictures']} validation pictures; {caught}")
 
 # %% ../../nbs/trust/07_alarms.ipynb #5349623c
@@ -138,6 +139,7 @@ def _plot_found(ax, test, table):
     ax.set(xlabel='false alarms: human pictures called AI', ylabel='AI pictures found', xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(fontsize=8)
 
+# %% ../../nbs/trust/07_alarms.ipynb #6d0164c6
 def _plot_styles(ax, styles, stated):
     rates = styles['false alarms']
     ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color='#0072B2', lw=4, alpha=.4)

@@ -80,6 +80,7 @@ def _class_folder(classes: tuple, name: str) -> str:
         raise ValueError('corrections need a run that tells style and origin, or classes of its own')
     return folder_name(style, 'SD' if maker == 'AI' else maker)
 
+# %% ../../nbs/use/04_app.ipynb #2e920b94
 def save_correction(
     run: Run,
     path,  # the picture
@@ -132,18 +133,23 @@ def _many(gr, run: Run):
     files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}'), gr.HTML()
     files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
 
+# %% ../../nbs/use/04_app.ipynb #7baa07da
+def _head_html(run: Run) -> str:
+    "What the page asks, of which run, and what a reader must know first."
+    name, trained_on = (html.escape(run.record[part]['name']) for part in ('experiment', 'data'))
+    alert, note = warning(run.record), f'<p class="note">{name}, trained on {trained_on}</p>'
+    banner = f'<div class="art banner" role="note">{html.escape(alert)}</div>' if alert else ''
+    return f'<div class="art"><h1>{asks(run)[0]}</h1>{note}</div>{banner}'
+
 # %% ../../nbs/use/04_app.ipynb #app-101
 def build_app(run: Run, data=None, keep: int = 600, others=(), corrections=None):
     "The page; neighbours and examples come from `data`, uploads go after `keep` seconds. ImportError without Gradio."
     with own_machine(): gr, = need('app', 'gradio')
     if corrections: _class_folder(run.classes, run.classes[0])
-    near, alert = Neighbours(run, data) if data else None, warning(run.record)
+    near = Neighbours(run, data) if data else None
     examples = _examples(data) if data or run.classes in TARGETS.values() else []  # painted ones are none of theirs
-    name, trained_on = (html.escape(run.record[part]['name']) for part in ('experiment', 'data'))
     with gr.Blocks(title='artinsight', analytics_enabled=False, delete_cache=(min(keep, 60), keep)) as page:
-        note = f'<p class="note">{name}, trained on {trained_on}</p>'
-        banner = f'<div class="art banner" role="note">{html.escape(alert)}</div>' if alert else ''
-        gr.HTML(f'<div class="art"><h1>{asks(run)[0]}</h1>{note}</div>{banner}')
+        gr.HTML(_head_html(run))
         with gr.Tab('One picture'): _one_picture(gr, run, near, examples, list(others), corrections)
         with gr.Tab('Many'): _many(gr, run)
         with gr.Tab('About'): gr.Markdown('\n\n'.join(map(card, [run, *others])), elem_classes='card')
@@ -154,7 +160,7 @@ def build_app(run: Run, data=None, keep: int = 600, others=(), corrections=None)
 def serve(
     run: Run,
     data=None,  # data set folder: for neighbours and examples
-    others=(),  # runs to compare it with
+    others: tuple = (),  # runs to compare it with
     corrections=None,  # folder for what visitors correct; None: they cannot
     **launch,  # to Gradio's launch: server_name, server_port, share, prevent_thread_lock
 ):  # gradio.Blocks, running
@@ -163,7 +169,8 @@ def serve(
     page = build_app(run, data, others=others, corrections=corrections).queue(max_size=64, default_concurrency_limit=1)
     gr, = need('app', 'gradio')
     fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['ui-monospace', 'monospace']}
-    settings = {'server_name': '127.0.0.1', 'theme': gr.themes.Base(primary_hue='blue', **fonts), 'css': CSS,
+    host = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')  # a container must listen to its outside
+    settings = {'server_name': host, 'theme': gr.themes.Base(primary_hue='blue', **fonts), 'css': CSS,
                 'max_file_size': MAX_BYTES, 'footer_links': [], 'ssr_mode': False}
     with own_machine(launch.get('share')): page.launch(**{**settings, **launch})
     return page

@@ -46,6 +46,7 @@ _SORTS = {  # target -> the question, what a model does that answers it
     'generator_style': ('Which style, and who made it?', 'art style and generator',
                         'Sorts a picture of an artwork into ten styles and three makers')}
 
+# %% ../../nbs/use/01_card.ipynb #3cb0857c
 def asks(run: Run) -> tuple:  # a question, a title, a sentence without its end
     "What a run's classes are about, in words; names of one's own folders come with HTML's special signs spelled out."
     target = next((target for target, names in TARGETS.items() if names == run.classes), None)
@@ -145,6 +146,7 @@ def _data_text(run: Run) -> str:
     counts = ', '.join(f'{sum(kinds.values()):,} for {part}' for part, kinds in data.get('counts', {}).items())
     return f"{data['name']}: {counts}. {split}"
 
+# %% ../../nbs/use/01_card.ipynb #858658fb
 def _limits_text(run: Run) -> str:
     "What no such model can do."
     k = len(run.classes)

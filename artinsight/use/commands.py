@@ -171,6 +171,12 @@ def _tell_alarm(run, rate):
     from artinsight.trust.alarms import alarm_words
     print(alarm_words(run.alarm(rate)), file=sys.stderr)
 
+# %% ../../nbs/use/10_commands.ipynb #0bf779a8
+def _rows(frame):
+    "Answers as a list of dicts; of what could not be read, path and problem."
+    rows = frame.to_dict('records')
+    return [row if row['problem'] == '' else {'path': row['path'], 'problem': row['problem']} for row in rows]
+
 # %% ../../nbs/use/10_commands.ipynb #command-21
 @console(many='images')
 def artinsight_predict(
@@ -186,10 +192,7 @@ def artinsight_predict(
     opened = load_run(run, device)
     frame = opened.predict(images, steady=steady, false_alarms=false_alarms)
     if false_alarms: _tell_alarm(opened, false_alarms)
-    if json:
-        rows = frame.to_dict('records')
-        bad = [{'path': row['path'], 'problem': row['problem']} for row in rows]
-        print(_json.dumps([row if row['problem'] == '' else short for row, short in zip(rows, bad)], indent=1))
+    if json: print(_json.dumps(_rows(frame), indent=1))
     else:
         for row in frame[frame.problem == ''].to_dict('records'): print(answer_line(row))
     report_bad(frame)

@@ -99,6 +99,7 @@ def _again_html(row: dict) -> str:
 @lru_cache(8)
 def _alarms(run: Run) -> list: return run.alarms()
 
+# %% ../../nbs/use/03_page.ipynb #798a071c
 def _alarms_html(run: Run, row: dict) -> str:
     "At each stated rate of false alarms: is this picture called AI? '' where the run states none."
     if 'AI' not in row or not (told := _alarms(run)): return ''
@@ -117,6 +118,7 @@ def _named(row: dict) -> str:
     told += [_MADE[row['origin']]] if 'origin' in row else []
     return ', '.join(f'<b>{html.escape(part)}</b>' for part in told or [words(row['class'])])
 
+# %% ../../nbs/use/03_page.ipynb #cea0bba5
 def _verdict_html(row: dict, probs: np.ndarray, classes: tuple) -> str:
     "The verdict in plain words, the origin gauge and the likeliest styles where the run tells them, and all classes."
     name, unsure = _named(row), row['unsure']
@@ -277,6 +279,7 @@ def _suspicion(pair: tuple) -> tuple:
     row, _ = pair
     return bool(row['problem']), -row.get('AI', 0), not row.get('unsure', False)
 
+# %% ../../nbs/use/03_page.ipynb #3af5902f
 def batch_html(run: Run, files: list) -> str:
     "A CSV file to download with one row a file, a contact sheet, and what could not be read."
     if len(files) > MAX_FILES:
@@ -292,18 +295,21 @@ def batch_html(run: Run, files: list) -> str:
 <img class="sheet" src="{_data_uri(_contact_sheet(*zip(*ranked)))}" alt="{_SHEET}"></div>{problems}</div>'''
 
 # %% ../../nbs/use/03_page.ipynb #7f73382a
+def _run_line(run: Run, picture) -> str:
+    "A line of the table of runs."
+    [row] = run.predict_some([picture], steady=True)
+    ai = f"{row['AI']:.0%} ({row['spread'][0]:.0%} to {row['spread'][1]:.0%})" if 'AI' in row else '-'
+    cells = html.escape(words(row['class'])), f"{row['probability']:.0%}", ai, 'no' if row['unsure'] else 'yes'
+    name = html.escape(f"{run.path.name}, {run.record['data']['name']}")
+    return f'<tr><th scope="row">{name}</th>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+
+# %% ../../nbs/use/03_page.ipynb #55cc4222
 def compare_html(runs: list, path) -> str:
     "What several runs say about one upload, in one table; '' without one, or for a bad one."
     try: picture = open_upload(path) if path else None
     except BadPicture: return ''
     if picture is None: return ''
-    lines = ''
-    for run in runs:
-        [row] = run.predict_some([picture], steady=True)
-        ai = f"{row['AI']:.0%} ({row['spread'][0]:.0%} to {row['spread'][1]:.0%})" if 'AI' in row else '-'
-        cells = html.escape(words(row['class'])), f"{row['probability']:.0%}", ai, 'no' if row['unsure'] else 'yes'
-        name = html.escape(f"{run.path.name}, {run.record['data']['name']}")
-        lines += f'<tr><th scope="row">{name}</th>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+    lines = ''.join(_run_line(run, picture) for run in runs)
     heads = ''.join(f'<th scope="col">{head}</th>' for head in ('run', 'first choice', 'gets', 'AI', 'sure'))
     return f'''<div class="art"><table class="alarms"><caption>What each run says</caption><tr>{heads}</tr>{lines}
 </table></div>'''

@@ -97,10 +97,10 @@ def _package() -> bytes:
         hint = f'leave --bundle out, or put that file at {kept}'
         raise OSError(f'{address} cannot be fetched ({error}): {hint}') from error
     if integrity(content, 'sha512') != _PACKAGE: raise OSError(f'{address} is not what npm published: try again later')
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(kept) as unfinished: unfinished.write_bytes(content)
+    with atomic_write(out_folder(kept.parent) / kept.name) as unfinished: unfinished.write_bytes(content)
     return content
 
+# %% ../../nbs/use/09_web.ipynb #ede5dead
 def runtime_files() -> dict:  # name -> content
     "The files of ONNX Runtime Web; OSError as `_package`."
     with tarfile.open(fileobj=io.BytesIO(_package())) as packed:
@@ -141,14 +141,15 @@ def page_settings(
             'runtime': {'js': code, 'wasm': wasm}}
 
 # %% ../../nbs/use/09_web.ipynb #78e2651f
-def _texts(settings: dict, bundle: bool) -> dict:  # name -> content
-    "Page, style and script, and the settings."
+def _texts(run: Run, settings: dict, bundle: bool) -> dict:  # name -> content
+    "Page, style and script, the settings and the card."
     page, style, script = ((resources.files('artinsight.use') / f'web.{kind}').read_text(encoding='utf-8')
                            for kind in ('html', 'css', 'js'))
     page = page.replace(' HOSTS', '' if bundle else f' {_CDN}').replace('COMMENT', MADE_BY)
     return {'index.html': page, 'style.css': f'{CSS}\n{style}', 'script.js': script,
-            'settings.json': dumps(settings, indent=1)}
+            'settings.json': dumps(settings, indent=1), 'model_card.md': card(run)}
 
+# %% ../../nbs/use/09_web.ipynb #b7330e01
 def _map_difference(run: Run, file: Path, pictures, mapped) -> float:
     "The largest difference between the file's maps and Grad-CAM's, of the classes that were named, in 0..1."
     ort, = need('export', 'onnxruntime')
@@ -189,8 +190,7 @@ def to_web(
         facts = _write_model(run, unfinished, frame, mapped)
         model = unfinished.read_bytes()
         settings = {**page_settings(run, mapped, bundle), 'model': {'url': 'model.onnx', 'integrity': integrity(model)}}
-        texts = {**_texts(settings, bundle), 'model_card.md': card(run)}
-        files |= {name: text.encode() for name, text in texts.items()}
+        files |= {name: text.encode() for name, text in _texts(run, settings, bundle).items()}
         with ExitStack() as together:  # all are renamed once all are written
             for name, content in files.items(): together.enter_context(atomic_write(out / name)).write_bytes(content)
     for name in set(ORT_FILES) - set(files): discard(out / name)
