@@ -72,7 +72,7 @@ def test_a_module_is_short_and_says_few_names(path):
 
 def test_the_whole_package_is_short():
     "A bound that goes down, and up only by what a new feature needs: 4,500 were wanted of the study alone."
-    assert sum(len(exported_lines(path)) for path in MODULES) <= 7100
+    assert sum(len(exported_lines(path)) for path in MODULES) <= 7300
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name)

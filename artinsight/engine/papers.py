@@ -33,7 +33,6 @@ class Attention(nn.Module):
                                      nn.Linear(channels // 16, channels))
         self.place = nn.Conv2d(2, 1, 7, padding=3)
         for weights in (*self.channel[2].parameters(), *self.place.parameters()): nn.init.zeros_(weights)
-
     def forward(self, x):
         gate = self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))
         x = x * (2 * gate.sigmoid())[:, :, None, None]

@@ -15,7 +15,7 @@ from ..engine.files import atomic_write, printable
 from ..engine.intervals import percent
 from ..data import CLASSES, coarser, TARGETS
 from ..evaluation import load
-from ..trust.alarms import by_style
+from ..trust.alarms import by_style, share_words
 from ..trust.audit import limits
 from .predict import ACCURACY, claim_file, MADE_BY, Run
 
@@ -109,17 +109,13 @@ def _confidence(calibration: dict) -> str:
                    f'{ACCURACY:.0%} of the validation pictures were right.')
 
 # %% ../../nbs/use/01_card.ipynb #81b14b14
-def _spread(row: dict, *names: str) -> str:
-    "A share with its interval."
-    return '{} ({} to {})'.format(*(percent(row[name]) for name in names))
-
 def _style_rows(run: Run, stated: dict) -> list:
     "False alarms by style at one limit, on test; none where the run came without its predictions."
     try: test = load(run.path).soften(run.calibration['temperature'])
     except FileNotFoundError: return []
     table = by_style(test, stated['limit'])
     if table.empty: return []
-    rows = [f"| {style.replace('_', ' ')} | {row.pictures:.0f} | {_spread(row, 'false alarms', 'low', 'high')} |"
+    rows = [f"| {style.replace('_', ' ')} | {row.pictures:.0f} | {share_words(row, 'false alarms', 'low', 'high')} |"
             for style, row in table.iterrows()]
     head = f"\nAt {percent(stated['rate'])}, on test:\n\n| style | human pictures | called AI |"
     return [head, '|---|---|---|', *rows]
@@ -129,9 +125,8 @@ def _alarms_text(run: Run) -> str:  # Markdown; '' where the run does not tell t
     "At which limit how many human pictures are called AI, and what AI art is found."
     if not (told := run.alarms()): return ''
     n, few = told[0]['pictures'], [row for row in told if not row['enough']]
-    rows = [f"| {_spread(row, 'rate', 'low', 'high')} | {100 * row['limit']:.4g} % | "
-            + ('-' if row['caught'] is None else _spread(row, 'caught', 'caught_low', 'caught_high')) + ' |'
-            for row in told]
+    rows = [f"| {share_words(row, 'rate', 'low', 'high')} | {100 * row['limit']:.4g} % | "
+            f"{share_words(row, 'caught', 'caught_low', 'caught_high')} |" for row in told]
     lines = [f'False alarms, from {n:,} human validation pictures (`artinsight_predict --false_alarms 0.01`):\n',
              '| human pictures called AI | probability of AI above | AI pictures found |', '|---|---|---|', *rows]
     if few: lines += ['', f"{n:,} pictures cannot bear a smaller rate than {percent(few[0]['rate'])}."]

@@ -50,7 +50,7 @@ def _summary(records):
     mine = table[table.source == 'this run'].set_index('experiment')
     study = table[table.source != 'this run'].set_index('experiment').accuracy
     within = [f'{low:.3f} to {high:.3f}' for low, high in zip(mine.low, mine.high)]
-    columns = {'pixels': mine['size'], 'accuracy': mine.accuracy, '95 % interval': within,
+    columns = {'px': mine['size'], 'accuracy': mine.accuracy, '95 % interval': within,
                'study (AI-ArtBench)': study.reindex(mine.index), 'macro F1': mine.f1_macro,
                'origin': mine.origin_accuracy, 'style': mine.style_accuracy, 'n': mine.n}
     return mine.assign(**columns)[list(columns)].rename_axis(None)
@@ -191,6 +191,12 @@ def _tell_alarm(run, rate):
     from artinsight.trust.alarms import alarm_words
     print(alarm_words(run.alarm(rate)), file=sys.stderr)
 
+# %% ../../nbs/use/11_commands.ipynb #0bf779a8
+def _rows(frame):
+    "Answers as a list of dicts; of what could not be read, path and problem."
+    rows = frame.to_dict('records')
+    return [row if row['problem'] == '' else {'path': row['path'], 'problem': row['problem']} for row in rows]
+
 # %% ../../nbs/use/11_commands.ipynb #command-21
 @console(many='images')
 def artinsight_predict(
@@ -206,10 +212,7 @@ def artinsight_predict(
     opened = load_run(run, device)
     frame = opened.predict(images, steady=steady, false_alarms=false_alarms)
     if false_alarms: _tell_alarm(opened, false_alarms)
-    if json:
-        rows = frame.to_dict('records')
-        bad = [{'path': row['path'], 'problem': row['problem']} for row in rows]
-        print(_json.dumps([row if row['problem'] == '' else short for row, short in zip(rows, bad)], indent=1))
+    if json: print(_json.dumps(_rows(frame), indent=1))
     else:
         for row in frame[frame.problem == ''].to_dict('records'): print(answer_line(row))
     report_bad(frame)
@@ -249,15 +252,16 @@ def artinsight_export(
     print(export_as(run, to, out, data))
 
 # %% ../../nbs/use/11_commands.ipynb #command-24
-@console
+@console(many='run')
 def artinsight_app(
-    run: str,  # a run's folder
+    run: str,  # a run's folder; of several, the first answers in full, and all in one table
     data: str = None,  # data set folder: shows similar training pictures, gives examples
     port: int = None,  # default: the first free one from 7860 on
     share: store_true = False,  # a public link through Gradio's servers
     device: str = 'cpu',  # where the model runs
+    corrections: str = None,  # keep what visitors correct in this folder (default: they cannot)
 ):
     "Open a page on this machine that answers questions about pictures."
     if port is not None and not 0 < port < 2**16: raise ValueError(f'--port is a number from 1 to 65535, not {port}')
     from artinsight.use.app import open_page
-    open_page(run, data, port, share, device)
+    open_page(run, data, port, share, device, corrections)

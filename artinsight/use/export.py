@@ -248,7 +248,7 @@ def export_run(
     out=None,  # folder; None: the run's
 ) -> dict:  # what was found, as in export-onnx.json
     "Write an export, its record and the model card; ValueError where its answers are not the run's."
-    if to not in EXPORTS: raise ValueError(f"--to is {', '.join(EXPORTS)} or hub, not {to!r}")
+    if to not in EXPORTS: raise ValueError(f"--to is {', '.join(EXPORTS)} or hub, or web, not {to!r}")
     (name, write, _), out, log = EXPORTS[to], out_folder(out or run.path), f'export-{to}.json'
     for file in (name, log, *(['model-int8.onnx'] if to == 'onnx' else [])): claim_file(out / file)
     write_card(run, out)

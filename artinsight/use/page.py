@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_UPLOAD_PIXELS', 'MAX_WORK', 'MAX_FILES', 'CSS', 'HINT', 'open_upload', 'Neighbours', 'answer_upload',
-           'predict_uploads', 'batch_html']
+           'predict_uploads', 'batch_html', 'compare_html']
 
 # %% ../../nbs/use/03_page.ipynb #cc6768bf
 import base64, html, io
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from threading import get_ident
@@ -21,8 +22,10 @@ from torch import nn
 from ..engine.pictures import BadPicture, FORMATS, open_picture, PICTURE_ERRORS
 from ..data import choose, fingerprint, index, STYLES, TARGETS
 from ..engine.heatmaps import overlay
+from ..trust.alarms import share_words
+from ..trust.steady import CHECKS
 from .predict import (
-    answer_columns, as_batch, holds_mark, in_batches, EXPLANATION, Run, verdicts, words)
+    answer_columns, as_batch, holds_mark, in_batches, EXPLANATION, read_some, Run, words)
 from .export import read_rows
 
 # %% ../../nbs/use/03_page.ipynb #app-074
@@ -84,6 +87,30 @@ def _classes_html(probs: np.ndarray, classes: tuple) -> str:
                  for style, part in zip(STYLES, parts)]
     return f"<table><caption>All {len(classes)} classes</caption>\n{heads}{''.join(lines)}</table>"
 
+# %% ../../nbs/use/03_page.ipynb #34a9a533
+def _again_html(row: dict) -> str:
+    "What became of the answer when the picture was asked about again; '' where it was not."
+    if 'spread' not in row: return ''
+    of, (low, high) = 'AI' if 'AI' in row else 'its first choice', row['spread']
+    text = f"Asked again ({', '.join(CHECKS)}), {of} gets {low:.0%} to {high:.0%}."
+    if row['because']: text += f" Unsure, because the answer changes. {words(row['because'])}."
+    return f'<p class="note">{html.escape(text)}</p>'
+
+@lru_cache(8)
+def _alarms(run: Run) -> list: return run.alarms()
+
+# %% ../../nbs/use/03_page.ipynb #798a071c
+def _alarms_html(run: Run, row: dict) -> str:
+    "At each stated rate of false alarms: is this picture called AI? '' where the run states none."
+    if 'AI' not in row or not (told := _alarms(run)): return ''
+    cells = [(share_words(one, 'rate', 'low', 'high'), share_words(one, 'caught', 'caught_low', 'caught_high'),
+              f"{'AI' if row['AI'] > one['limit'] else 'not called AI'}, limit {100 * one['limit']:.4g} %")
+             for one in told]
+    lines = ''.join('<tr>' + ''.join(f'<td>{cell}</td>' for cell in line) + '</tr>' for line in cells)
+    return f'''<div class="art"><table class="alarms"><caption>May a human be called AI?</caption>
+<tr><th>human pictures called AI</th><th>AI pictures found</th><th>this picture</th></tr>{lines}</table>
+<p class="note">From {told[0]['pictures']} human validation pictures; in brackets, 95 % intervals.</p></div>'''
+
 # %% ../../nbs/use/03_page.ipynb #444d6954
 def _named(row: dict) -> str:
     "What a verdict names: style and origin where the run tells them, else its class."
@@ -99,11 +126,12 @@ def _verdict_html(row: dict, probs: np.ndarray, classes: tuple) -> str:
     title = f'Not sure. My best guess: {name}' if unsure else f'{like} {name}'
     first = html.escape(words(row['class']))
     note = f"My first choice of {len(classes)}, {first}, gets {row['probability']:.0%}"
+    note += ': too little to rely on.' if unsure and not row.get('because') else '.'
     gauge = _gauge(row['AI']) if 'AI' in row else ''
     styles = ''.join(_line(style, _bar(part, 'style')) for style, part in row.get('styles', {}).items())
     if styles: styles = f'<table><caption>Likeliest styles</caption>{styles}</table>'
     return f'''<div class="art{' unsure' if unsure else ''}" role="status"><h2>{title}</h2>
-<p class="note">{note}{': too little to rely on.' if unsure else '.'}</p>{gauge}
+<p class="note">{note}</p>{_again_html(row)}{gauge}
 {styles}{_classes_html(probs, classes)}</div>'''
 
 # %% ../../nbs/use/03_page.ipynb #3ecc5084
@@ -195,13 +223,13 @@ def answer_upload(
     try: picture = open_upload(path)
     except BadPicture as bad:
         return _problem_html(f'This file cannot be read: {bad.reason}.'), '', '', {'problem': bad.reason}
-    pixels = as_batch(picture, run.size)
-    probs = run.probs(pixels)
-    row = verdicts(probs, run.calibration['threshold'], run.classes)[0]
+    looks = read_some([picture], run.size, again=True)[0]
+    probs, pixels = run.probs(looks), looks[:1]
+    row = run.judge(probs, steady=True)[0]
     answer = run.explain(pixels, row['origin'] if target == 'origin' else target)[0]
     pairs = _nearest_html(near.nearest(run.features(pixels)), near.title) if near else ''
-    told, heat = _verdict_html(row, probs[0], run.classes), _overlay_html(picture, answer, opacity)
-    return told, heat, pairs, {**row, 'problem': ''}
+    told = _verdict_html(row, probs[0], run.classes) + _alarms_html(run, row)
+    return told, _overlay_html(picture, answer, opacity), pairs, {**row, 'problem': ''}
 
 # %% ../../nbs/use/03_page.ipynb #app-093
 def _predict_upload(run: Run, file) -> tuple:  # a row as of Run.predict, a thumbnail (None for a bad file)
@@ -209,7 +237,7 @@ def _predict_upload(run: Run, file) -> tuple:  # a row as of Run.predict, a thum
     name = Path(file).name
     try: picture = open_upload(file)
     except BadPicture as bad: return {'path': name, 'problem': bad.reason}, None
-    [verdict] = verdicts(run.probs(as_batch(picture, run.size)), run.calibration['threshold'], run.classes)
+    [verdict] = run.judge(run.probs(as_batch(picture, run.size)))
     return {'path': name, **verdict, 'problem': ''}, ImageOps.contain(picture, (120, 120))
 
 def predict_uploads(run: Run, files: list) -> tuple:
@@ -245,17 +273,44 @@ def _csv_uri(rows: list, classes: tuple) -> str:
     return f'data:text/csv;base64,{base64.b64encode(table.to_csv(index=False).encode()).decode()}'
 
 # %% ../../nbs/use/03_page.ipynb #app-095
-_SHEET = 'Contact sheet: each picture with what the model says, as in the CSV file'
+_SHEET = 'Contact sheet: each picture with what the model says, the likeliest AI first'
 
+def _suspicion(pair: tuple) -> tuple:
+    "What a sheet is sorted by: the likeliest AI first, then the unsure, last what could not be read."
+    row, _ = pair
+    return bool(row['problem']), -row.get('AI', 0), not row.get('unsure', False)
+
+# %% ../../nbs/use/03_page.ipynb #3af5902f
 def batch_html(run: Run, files: list) -> str:
     "A CSV file to download with one row a file, a contact sheet, and what could not be read."
     if len(files) > MAX_FILES:
         return _problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
     rows, thumbs = predict_uploads(run, files)
+    ranked = sorted(zip(rows, thumbs), key=_suspicion)
     bad = [f"<li>{html.escape(row['path'])}: {html.escape(row['problem'])}</li>" for row in rows if row['problem']]
     unsure, read = sum(bool(row.get('unsure')) for row in rows), len(rows) - len(bad)
     table = _csv_uri(rows, run.classes)
     problems = f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''
     return f'''<div class="art" role="status"><h2>{read} of {len(rows)} files read, {unsure} answers unsure</h2>
 <a class="get" download="predictions.csv" href="{table}">Download as CSV</a><div class="wide" tabindex="0">
-<img class="sheet" src="{_data_uri(_contact_sheet(rows, thumbs))}" alt="{_SHEET}"></div>{problems}</div>'''
+<img class="sheet" src="{_data_uri(_contact_sheet(*zip(*ranked)))}" alt="{_SHEET}"></div>{problems}</div>'''
+
+# %% ../../nbs/use/03_page.ipynb #7f73382a
+def _run_line(run: Run, picture) -> str:
+    "A line of the table of runs."
+    [row] = run.predict_some([picture], steady=True)
+    ai = f"{row['AI']:.0%} ({row['spread'][0]:.0%} to {row['spread'][1]:.0%})" if 'AI' in row else '-'
+    cells = html.escape(words(row['class'])), f"{row['probability']:.0%}", ai, 'no' if row['unsure'] else 'yes'
+    name = html.escape(f"{run.path.name}, {run.record['data']['name']}")
+    return f'<tr><th scope="row">{name}</th>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>'
+
+# %% ../../nbs/use/03_page.ipynb #55cc4222
+def compare_html(runs: list, path) -> str:
+    "What several runs say about one upload, in one table; '' without one, or for a bad one."
+    try: picture = open_upload(path) if path else None
+    except BadPicture: return ''
+    if picture is None: return ''
+    lines = ''.join(_run_line(run, picture) for run in runs)
+    heads = ''.join(f'<th scope="col">{head}</th>' for head in ('run', 'first choice', 'gets', 'AI', 'sure'))
+    return f'''<div class="art"><table class="alarms"><caption>What each run says</caption><tr>{heads}</tr>{lines}
+</table></div>'''

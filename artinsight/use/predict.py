@@ -32,6 +32,8 @@ from ..training import read_record
 from ..evaluation import load
 from ..gradcam import explain as explain_pixels
 from ..resnet18 import load_model
+
+# %% ../../nbs/use/00_predict.ipynb #50b069d2
 from ..trust.calibration import choose_threshold, fit_temperature
 from ..trust.alarms import alarm, RATES
 from ..trust.steady import CHECKS, holds, looks
@@ -107,6 +109,7 @@ def _is_one(images) -> bool:
     if isinstance(images, (np.ndarray, torch.Tensor)): return images.ndim < 4
     return isinstance(images, (str, os.PathLike, Image.Image, bytes))
 
+# %% ../../nbs/use/00_predict.ipynb #20a1053f
 def list_images(images) -> list:
     "One picture or many, as a list: folders and globs spelled out. What does not exist stays, to be named later."
     files = []
@@ -146,6 +149,7 @@ def _views(image, size: int, again: bool = False) -> np.ndarray:  # uint8 (1 or 
     picture = _to_picture(image)
     return np.stack([np.asarray(squash(seen, size)) for seen in [picture, *(looks(picture) if again else [])]])
 
+# %% ../../nbs/use/00_predict.ipynb #ba415ee2
 def as_batch(image, size) -> torch.Tensor:  # uint8 (1, 3, size, size)
     "One picture as a batch; BadPicture as for any picture."
     return torch.tensor(_views(image, size)).permute(0, 3, 1, 2)
@@ -238,6 +242,7 @@ def alarm(self: Run, rate: float = .01) -> dict:
         known = ', '.join(map(str, kept)) or 'none'
         raise ValueError(f'{self.path} came without its validation predictions: rates known are {known}') from error
 
+# %% ../../nbs/use/00_predict.ipynb #ce03d406
 @patch
 def alarms(self: Run) -> list:  # of dicts, one for each rate that the pictures can bear; [] where none is known
     "The usual rates of false alarms, the smallest widened to what is known."
@@ -279,6 +284,7 @@ def _ai_words(row) -> str:
     if 'spread' in row: likely += ' ({:.0%} to {:.0%} when asked again)'.format(*row['spread'])
     return likely + ('; called AI' if row.get('called_AI') else '; not called AI' if 'called_AI' in row else '')
 
+# %% ../../nbs/use/00_predict.ipynb #fa07ed34
 def answer_line(row) -> str:
     "A prediction in one line."
     likeliest = ', '.join(f'{words(name)} {part:.0%}' for name, part in row.get('styles', row.get('classes')).items())

@@ -168,16 +168,29 @@ function gauge(ai) {
     make('span', `human ${percent(1 - ai)}`), make('span', `AI ${percent(ai)}`))];
 }
 
-function verdict(settings, answer) {
+function verdict(settings, answer) {  // in plain words, and from human to AI
   const made = {AI: 'made by AI', human: 'made by a human'}[answer.origin];
   const name = [answer.style && words(answer.style), made].filter(Boolean).join(', ') || words(answer.class);
   const note = `My first choice of ${settings.classes.length}, ${words(answer.class)}, gets `
     + percent(answer.probability) + (answer.unsure ? ': too little to rely on.' : '.');
   const head = answer.unsure ? `Not sure. My best guess: ${name}` : `This looks like ${name}`;
-  const parts = [make('h2', head), make('p', note, {class: 'note'})];
-  if (answer.origins) parts.push(...gauge(answer.AI));
-  for (const {limit, words} of answer.origins ? settings.alarms : [])
-    parts.push(make('p', `${answer.AI > limit ? 'Called AI' : 'Not called AI'}: ${words}`, {class: 'note'}));
+  const box = make('div', '', {class: answer.unsure ? 'unsure' : ''}, make('h2', head), make('p', note, {class: 'note'}));
+  if (answer.origins) box.append(...gauge(answer.AI));
+  return box;
+}
+
+function alarms(settings, answer) {  // at each stated rate of false alarms: is this called AI?
+  const cells = (tag, texts) => make('tr', '', {}, ...texts.map(text => make(tag, text)));
+  const rows = settings.alarms.map(({rate, limit, found}) => cells('td',
+    [rate, found, `${answer.AI > limit ? 'AI' : 'not called AI'}, limit ${Number((100 * limit).toPrecision(4))} %`]));
+  const note = `From ${settings.alarm_pictures} human validation pictures; in brackets, 95 % intervals.`;
+  return [make('table', '', {class: 'alarms'}, make('caption', 'May a human be called AI?'),
+    make('thead', '', {}, cells('th', ['human pictures called AI', 'AI pictures found', 'this picture'])),
+    make('tbody', '', {}, ...rows)), make('p', note, {class: 'note'})];
+}
+
+function details(settings, answer) {
+  const parts = [];
   if (answer.styles) {
     const order = answer.styles.map((_, i) => i).sort((a, b) => answer.styles[b] - answer.styles[a]).slice(0, 3);
     const {names} = settings.kinds.style;
@@ -185,9 +198,10 @@ function verdict(settings, answer) {
   }
   const colour = name => settings.kinds.origin ? (name.startsWith('human') ? 'human' : 'AI') : 'style';
   parts.push(bars(`All ${settings.classes.length} classes`, settings.classes, answer.probabilities, colour));
+  if (answer.origins && settings.alarms.length) parts.push(...alarms(settings, answer));
   const numbers = make('pre', JSON.stringify(answer, null, 1), {id: 'numbers', tabindex: 0});
   parts.push(make('details', '', {}, make('summary', 'The numbers'), numbers));
-  return make('div', '', {class: answer.unsure ? 'unsure' : '', role: 'status'}, ...parts);
+  return parts;
 }
 
 function drawPhoto(canvas) {
@@ -241,7 +255,10 @@ function prepare(settings) {
   }
 }
 
-function say(text, role = 'status') {$('answer').replaceChildren(make('p', text, {role, id: 'state'}))}
+function say(text, role = 'status') {
+  $('verdict').replaceChildren(make('p', text, {role, id: 'state'}));
+  $('answer').replaceChildren();
+}
 
 async function start() {
   const settings = await fetch('settings.json').then(got => got.json());
@@ -258,7 +275,8 @@ async function start() {
       if (mine !== latest) return;
       const answer = judge(settings, probs);
       drawPhoto(canvas);
-      $('answer').replaceChildren(verdict(settings, answer));
+      $('verdict').replaceChildren(verdict(settings, answer));
+      $('answer').replaceChildren(...details(settings, answer));
       $('stack').hidden = false;
       $('asking').hidden = !settings.map;
       $('heat').hidden = !settings.map;

@@ -23,7 +23,7 @@ from ..engine.pictures import SQUASH
 from ..data import coarser, index, TARGETS
 from ..sample import painted_sample
 from ..gradcam import GradCAM, scale
-from ..trust.alarms import alarm_words
+from ..trust.alarms import share_words
 from .predict import holds_mark, load_run, MADE_BY, NOT_OURS, out_folder, Run
 from .card import asks, card, warning
 from .export import check_export, need, Pixels, read_rows, to_onnx
@@ -94,12 +94,13 @@ def _package() -> bytes:
     try:
         with urlopen(address, timeout=60) as answer: content = answer.read()  # noqa: S310
     except (OSError, ValueError) as error:
-        raise OSError(f'{address} cannot be fetched ({error}): leave --bundle out, or put that file at {kept}') from error
+        hint = f'leave --bundle out, or put that file at {kept}'
+        raise OSError(f'{address} cannot be fetched ({error}): {hint}') from error
     if integrity(content, 'sha512') != _PACKAGE: raise OSError(f'{address} is not what npm published: try again later')
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(kept) as unfinished: unfinished.write_bytes(content)
+    with atomic_write(out_folder(kept.parent) / kept.name) as unfinished: unfinished.write_bytes(content)
     return content
 
+# %% ../../nbs/use/10_web.ipynb #ede5dead
 def runtime_files() -> dict:  # name -> content
     "The files of ONNX Runtime Web; OSError as `_package`."
     with tarfile.open(fileobj=io.BytesIO(_package())) as packed:
@@ -127,24 +128,28 @@ def page_settings(
 ) -> dict:
     "What the page must know of a run."
     (question, _, _), code, wasm = asks(run), *(_where(name, bundle) for name in ORT_FILES)
-    told = [{'limit': one['limit'], 'words': alarm_words(one)} for one in run.alarms()]
+    stated = run.alarms()
+    told = [{'limit': one['limit'], 'rate': share_words(one, 'rate', 'low', 'high'),
+             'found': share_words(one, 'caught', 'caught_low', 'caught_high')} for one in stated]
     colours = (mpl.colormaps['viridis'](np.arange(256))[:, :3] * 255).astype(int).tolist()
     return {'comment': MADE_BY, 'question': question, 'experiment': run.record['experiment']['name'],
             'trained_on': run.record['data']['name'], 'warning': warning(run.record), 'size': run.size,
             'squash': SQUASH, 'classes': run.classes, 'kinds': _kinds(run.classes),
-            'threshold': run.calibration['threshold'], 'alarms': told, 'colours': colours,
+            'threshold': run.calibration['threshold'], 'alarms': told,
+            'alarm_pictures': stated[0]['pictures'] if stated else 0, 'colours': colours,
             'map': mapped and dict(zip(('layer', 'height', 'width'), mapped)), 'no_map': '' if mapped else _NO_MAP,
             'runtime': {'js': code, 'wasm': wasm}}
 
 # %% ../../nbs/use/10_web.ipynb #78e2651f
-def _texts(settings: dict, bundle: bool) -> dict:  # name -> content
-    "Page, style and script, and the settings."
+def _texts(run: Run, settings: dict, bundle: bool) -> dict:  # name -> content
+    "Page, style and script, the settings and the card."
     page, style, script = ((resources.files('artinsight.use') / f'web.{kind}').read_text(encoding='utf-8')
                            for kind in ('html', 'css', 'js'))
     page = page.replace(' HOSTS', '' if bundle else f' {_CDN}').replace('COMMENT', MADE_BY)
     return {'index.html': page, 'style.css': f'{CSS}\n{style}', 'script.js': script,
-            'settings.json': dumps(settings, indent=1)}
+            'settings.json': dumps(settings, indent=1), 'model_card.md': card(run)}
 
+# %% ../../nbs/use/10_web.ipynb #b7330e01
 def _map_difference(run: Run, file: Path, pictures, mapped) -> float:
     "The largest difference between the file's maps and Grad-CAM's, of the classes that were named, in 0..1."
     ort, = need('export', 'onnxruntime')
@@ -185,8 +190,7 @@ def to_web(
         facts = _write_model(run, unfinished, frame, mapped)
         model = unfinished.read_bytes()
         settings = {**page_settings(run, mapped, bundle), 'model': {'url': 'model.onnx', 'integrity': integrity(model)}}
-        texts = {**_texts(settings, bundle), 'model_card.md': card(run)}
-        files |= {name: text.encode() for name, text in texts.items()}
+        files |= {name: text.encode() for name, text in _texts(run, settings, bundle).items()}
         with ExitStack() as together:  # all are renamed once all are written
             for name, content in files.items(): together.enter_context(atomic_write(out / name)).write_bytes(content)
     for name in set(ORT_FILES) - set(files): discard(out / name)
