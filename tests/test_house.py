@@ -81,7 +81,8 @@ def test_a_helper_stands_before_its_caller(path):
     lines = {node.name: node.lineno for node in functions
              if not any('patch' in ast.dump(mark) for mark in node.decorator_list)}
     late = {f'{node.name} uses {used.id}' for node in functions for used in ast.walk(node)
-            if isinstance(used, ast.Name) and isinstance(used.ctx, ast.Load) and lines.get(used.id, 0) > node.end_lineno}
+            if isinstance(used, ast.Name) and not isinstance(used.ctx, ast.Store)
+            and lines.get(used.id, 0) > node.end_lineno}
     assert late == set()
 
 
