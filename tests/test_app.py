@@ -198,6 +198,27 @@ def test_a_bad_file_gets_a_message(browser, address, tmp_path):
             page.wait_for_selector('.art[role=alert]', state='detached')
 
 
+def test_several_runs_stand_in_one_table_and_a_correction_is_kept(browser, runs, pictures, tmp_path):
+    "The picture and its right class are read back as a data set"
+    both = runs/'simple_cnn', runs/'resnet18_base'
+    with serving('artinsight_app', *both, '--corrections', tmp_path/'kept') as (address, _):
+        with visiting(browser, address) as page:
+            upload(page, pictures[0])
+            page.get_by_text('What each run says').wait_for(timeout=60_000)
+            lines = page.locator('table.alarms', has_text='What each run says').locator('tr th[scope=row]')
+            assert [line.split(',')[0] for line in lines.all_inner_texts()] == [run.name for run in both]
+            page.get_by_label('Is this wrong? What is right').fill('human_ukiyo_e')
+            page.keyboard.press('Enter')
+            page.get_by_role('button', name='Keep this correction').click()
+            page.get_by_text('Kept. Thank you.').wait_for(timeout=60_000)
+    kept = index(tmp_path/'kept')
+    assert list(kept['class']) == ['human_ukiyo_e']
+    said, = [json.loads(line) for line in (tmp_path/'kept/corrections.jsonl').read_text().splitlines()]
+    assert said['file'] == kept.path[0] and said['right'] == 'human_ukiyo_e' and said['class']
+    saved = np.asarray(Image.open(tmp_path/'kept'/said['file']))
+    assert np.array_equal(saved, np.asarray(open_upload(pictures[0])))
+
+
 def test_300_hostile_files_neither_crash_nor_hang(run, real, tmp_path):
     slowest, refused = 0, 0
     for file in hostile(tmp_path, real):

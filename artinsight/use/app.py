@@ -18,7 +18,7 @@ from fastcore.basics import listify
 # %% ../../nbs/use/04_app.ipynb #b38b6772
 from ..engine.files import atomic_write, user_path
 from ..engine.pictures import BadPicture
-from ..data import coarser, CLASSES, folder_name, index, STYLES, TARGETS
+from ..data import coarser, folder_name, index, STYLES, TARGETS
 from ..sample import painted_sample
 from .predict import load_run, Run
 from .card import asks, card, warning

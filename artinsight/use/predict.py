@@ -35,7 +35,7 @@ from ..resnet18 import load_model
 
 # %% ../../nbs/use/00_predict.ipynb #50b069d2
 from ..trust.calibration import choose_threshold, fit_temperature
-from ..trust.alarms import alarm, RATES
+from ..trust.alarms import alarm as stated_alarm, RATES
 from ..trust.steady import CHECKS, holds, looks
 
 # %% ../../nbs/use/00_predict.ipynb #app-010
@@ -237,7 +237,7 @@ def alarm(self: Run, rate: float = .01) -> dict:
     if coarser(self.classes, 'origin') is None: raise ValueError(f'{self.path.name} does not tell human from AI')
     kept = {one['wanted']: one for one in self.record.get('false_alarms', ())}
     if rate in kept: return kept[rate]
-    try: return alarm(load(self.path, 'validation').soften(self.calibration['temperature']), rate)
+    try: return stated_alarm(load(self.path, 'validation').soften(self.calibration['temperature']), rate)
     except FileNotFoundError as error:
         known = ', '.join(map(str, kept)) or 'none'
         raise ValueError(f'{self.path} came without its validation predictions: rates known are {known}') from error

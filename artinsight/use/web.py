@@ -26,7 +26,7 @@ from ..gradcam import GradCAM, scale
 from ..trust.alarms import share_words
 from .predict import holds_mark, load_run, MADE_BY, NOT_OURS, out_folder, Run
 from .card import asks, card, warning
-from .export import check_export, need, Pixels, read_rows, to_onnx
+from .export import need, Pixels, read_rows, to_onnx
 from .page import CSS
 
 # %% ../../nbs/use/10_web.ipynb #3fd2fe32
