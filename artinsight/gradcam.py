@@ -87,12 +87,13 @@ class GradCAM:
     "Grad-CAM maps of any CNN, at any layer; `ValueError` for an unknown layer, or when called for a map of one cell"
     def __init__(self,
         model: nn.Module,  # turns (n, 3, h, w) into logits (n, classes); left exactly as found
-        layer: str = None,  # dotted name, as in layers; None: default_layer for the size of the pictures
+        layer=None,  # dotted name, as in layers, or a module of the model; None: default_layer for the pictures' size
         precision=None, # None: exact float32; 'auto': what pick_precision finds fastest; or a Precision
         classes=CLASSES, # Class names in the order of the logits
     ):
-        self.model,self.layer,self.precision,self.classes = model,layer,precision,classes
-        self.modules,self.checked = dict(model.named_modules()),{}
+        self.modules, self.checked = dict(model.named_modules()), {}
+        if isinstance(layer, nn.Module): layer = next((n for n, m in self.modules.items() if m is layer), '')
+        self.model, self.layer, self.precision, self.classes = model, layer, precision, classes
         if layer is not None and (not layer or layer not in self.modules):
             raise ValueError(f'this model has no layer {layer!r}: try one of '
                              f'{", ".join(n for n, _ in model.named_children())}')
