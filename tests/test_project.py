@@ -65,7 +65,8 @@ def test_notebook_form(path):
     assert len(words) * 3 >= len(code), 'at least one text cell for three code cells'
     for cell in code: assert not [output for output in cell.outputs if output.output_type == 'error']
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
-    assert path.stat().st_size < 500_000
+    most = 1_200_000 if path.stem == '10_report' else 500_000  # the report holds every picture one can walk to
+    assert path.stat().st_size < most
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
