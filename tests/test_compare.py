@@ -10,7 +10,8 @@ from artinsight.data import index
 from artinsight.sample import painted_sample
 from artinsight.study import run_experiment
 from artinsight.training import Experiment, read_record
-from artinsight.use.compare import artinsight_compare, Contest, epochs_of, halve, leaderboard, rungs
+from artinsight.use.commands import artinsight_compare
+from artinsight.use.compare import Contest, epochs_of, halve, leaderboard, rungs
 
 PLAIN = Experiment('plain', 'simple_cnn', epochs=4, patience=0, lr=.03, batch_size=32, one_cycle=True)
 

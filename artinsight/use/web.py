@@ -102,7 +102,7 @@ def _package() -> bytes:
 
 # %% ../../nbs/use/10_web.ipynb #ede5dead
 def runtime_files() -> dict:  # name -> content
-    "The files of ONNX Runtime Web; OSError as `_package`."
+    "The files of ONNX Runtime Web; OSError where they cannot be had."
     with tarfile.open(fileobj=io.BytesIO(_package())) as packed:
         return {name: packed.extractfile(f'package/dist/{name}').read() for name in ORT_FILES}
 
