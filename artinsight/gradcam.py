@@ -87,7 +87,7 @@ class GradCAM:
     "Grad-CAM maps of any CNN, at any layer; `ValueError` for an unknown layer, or when called for a map of one cell"
     def __init__(self,
         model: nn.Module,  # turns (n, 3, h, w) into logits (n, classes); left exactly as found
-        layer=None,  # dotted name, as in layers, or a module of the model; None: default_layer for the pictures' size
+        layer: str | nn.Module | None = None,  # dotted name, as in layers, or a module; None: default_layer
         precision=None, # None: exact float32; 'auto': what pick_precision finds fastest; or a Precision
         classes=CLASSES, # Class names in the order of the logits
     ):

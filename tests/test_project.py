@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from scripts import call
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
@@ -195,12 +197,12 @@ def test_commands_of_the_readme_do_what_it_says(runs, sample, tmp_path, monkeypa
     lines = [line.split('#')[0].split() for block in re.findall(r'^```sh\n(.*?)^```', words, re.M | re.S)
              for line in block.splitlines() if re.match('artinsight_(predict|explain|evaluate)', line)]
     assert [line[0][11:] for line in lines] == ['evaluate', 'predict', 'explain']
+    monkeypatch.chdir(tmp_path)
     for line in lines:
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        done = call(*line)
         assert done.returncode == 0, done.stderr[-1000:]
         assert done.stdout.strip(), line
     assert list((tmp_path/'explained').glob('*.png'))
-    monkeypatch.chdir(tmp_path)
     snippet, shown = re.search(r'^```python\n(.*?)^```', words, re.M | re.S)[1], {}
     exec(snippet.replace("\nload_run('", "\nanswer = load_run('"), shown)
     assert len(shown['answer']) == 1
