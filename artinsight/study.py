@@ -16,7 +16,7 @@ from filelock import FileLock
 
 # %% ../nbs/08_study.ipynb #7fd3b66c
 from .engine.files import user_path
-from .engine.workers import barrier, beside, first_alone, join_ranks, rank
+from .engine.workers import barrier, beside, first_alone, join_ranks, rank, world_size
 from .engine.precision import find_device, pick_precision
 from .engine.runs import git_commit, run_lock, saved_classes
 from .data import CLASSES, fingerprint, index, parts, TARGETS
@@ -149,9 +149,10 @@ def _side_by_side(recipes, frame, runs, weights, device, resume):
 # %% ../nbs/08_study.ipynb #a8214494
 def _run_all(recipes, frame, runs, weights, device, resume):
     "Run recipes one by one, or quick ones on several cores with the last one beside the others; their records."
+    join_ranks()  # processes that train together share each training
     device, last = find_device(device), recipes[-1]
     done = resume and (user_path(runs) / last.name / 'record.json').exists()
-    several = last.quick and len(recipes) > 1 and device.type == 'cpu' and num_cpus() > 1
+    several = last.quick and len(recipes) > 1 and device.type == 'cpu' and num_cpus() > 1 and world_size() == 1
     if several and not done: return _side_by_side(recipes, frame, runs, weights, device, resume)
     return [run_experiment(recipe, frame, runs, weights, device, resume=resume) for recipe in recipes]
 

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
 from artinsight.engine.pictures import BadPicture
 
+import browsing
 from hostile import hostile
 from scripts import call
 
@@ -113,19 +115,7 @@ def address(runs):
     with serving('artinsight_app', runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
 
 
-@contextmanager
-def visiting(browser, address, width=1280, dark=False):
-    "An open page; at the end: nothing was asked of another machine, no script failed."
-    page = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme='dark' if dark else 'light')
-    elsewhere, failures = [], []
-    own = address, 'data:', 'blob:'
-    page.on('request', lambda request: request.url.startswith(own) or elsewhere.append(request.url))
-    page.on('pageerror', lambda error: failures.append(str(error)))
-    page.goto(address)
-    page.wait_for_selector('input[type=file]', state='attached', timeout=60_000)
-    yield page
-    page.close()
-    assert not elsewhere and not failures, (elsewhere, failures)
+visiting = partial(browsing.visiting, ready='input[type=file]')
 
 
 def upload(page, *files, place=0):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from artinsight import study
 from artinsight.data import index, parts
 from artinsight.engine.augment import AUGMENTATIONS
 from artinsight.loading import dataloaders, open_store
@@ -88,6 +89,16 @@ def test_two_processes_train_as_one(few, tmp_path, monkeypatch):
     for name, value in weights[0].items(): torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
     assert read_record(tmp_path/'two/simple_cnn')['environment']['world_size'] == 2
     assert two.stderr.count('epoch 4,') == 1, 'one process speaks for all'
+
+
+def test_ranks_share_each_training_and_start_none_beside_it(few, tmp_path, monkeypatch):
+    "A process beside them would be taken for a rank, and all would wait for each other."
+    trained = []
+    monkeypatch.setattr(study, 'world_size', lambda: 2)
+    monkeypatch.setattr(study, '_side_by_side', lambda *args: pytest.fail('a process beside the ranks'))
+    monkeypatch.setattr(study, 'run_experiment', lambda recipe, *args, **more: trained.append(recipe.name))
+    study.reproduce(few, tmp_path, quick=True, weights='none', device='cpu')
+    assert trained == list(study.EXPERIMENTS)
 
 
 def rank_one(words):

@@ -12,6 +12,8 @@ from PIL import Image, ImageCms
 from artinsight.data import index
 from artinsight.use.predict import as_batch, load_run
 from artinsight.use.web import runtime_files, to_web
+
+import browsing
 from hostile import hostile
 
 
@@ -50,19 +52,7 @@ def bundled(run, sample, tmp_path_factory):
     return folder
 
 
-@contextmanager
-def visiting(browser, address, width=1280, dark=False):
-    "An open page that is ready; at the end: nothing was asked of another machine, no script failed."
-    page = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme='dark' if dark else 'light')
-    elsewhere, failures = [], []
-    own = address, 'data:', 'blob:'
-    page.on('request', lambda request: request.url.startswith(own) or elsewhere.append(request.url))
-    page.on('pageerror', lambda error: failures.append(str(error)))
-    page.goto(address)
-    page.wait_for_selector('body[data-ready=yes]', timeout=120_000)
-    yield page
-    page.close()
-    assert not elsewhere and not failures, (elsewhere, failures)
+visiting = functools.partial(browsing.visiting, ready='body[data-ready=yes]')
 
 
 @pytest.fixture(scope='module')
