@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def visiting(browser, address, ready, width=1280, dark=False):
+def visiting(browser, address, width=1280, dark=False, *, ready):
     "An open page that holds what `ready` selects; at the end: no other machine was asked, no script failed."
     page = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme='dark' if dark else 'light')
     elsewhere, failures = [], []
