@@ -1,5 +1,6 @@
 """Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`,
 `browser`."""
+import gc
 import hashlib
 import importlib.util
 import os
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if 'slow' not in item.keywords]
+
+
+def pytest_collection_finish():
+    "What has been imported stays: a training collects garbage first, and would look through all of it each time."
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -20,7 +20,7 @@ def read(path): return nbformat.read(path, as_version=4)
 
 def write(path, words):
     "Write a text file by a rename, so that a kill leaves the old one or the new one."
-    beside = path.with_name(f'.{path.name}.part')
+    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
     beside.write_text(words, encoding='utf-8')
     os.replace(beside, path)
 
@@ -52,10 +52,26 @@ def nbdev(module, call, project):
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode: sys.exit(f'nbdev: {call} failed:\n{done.stderr[-3000:].strip()}')
 
+def newest_module(project):
+    "When a module, or the settings, changed last."
+    return max(path.stat().st_mtime for path in [*project.glob('artinsight/**/*.py'), project/'settings.ini'])
+
+def take_over(project, copy):
+    "What `make report` has processed in its copy need not be processed again where it is the same here."
+    done, folder = copy/'_proc', project/'_proc'
+    if folder.exists() or not done.exists() or done.stat().st_mtime < newest_module(project): return
+    for name in notebooks(done):
+        here, there = project/'nbs'/name, copy/'nbs'/name
+        if not (here.exists() and there.exists()) or here.read_bytes() != there.read_bytes(): continue
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(done/name, folder/name)
+
+EXPORT_AND_CLEAN = 'doclinks', 'nbdev_export(); from nbdev import clean; clean.nbdev_clean()'
+
 def process(project):
     "The folder `_proc` of what nbdev hands to Quarto. A notebook is processed again when it, or a module, has changed."
     folder = project/'_proc'
-    newest = max((path.stat().st_mtime for path in project.glob('artinsight/**/*.py')), default=0)
+    newest = newest_module(project)
     nbdev('serve', f'proc_nbs(n_workers=2, force={folder.exists() and newest > folder.stat().st_mtime})', project)
     os.utime(folder)  # younger than the modules now
     left_out = [name for name in notebooks(project/'nbs') if not (folder/name).exists()]
@@ -101,12 +117,12 @@ def check():
         git('add', '-A', '.')
         for module in Path(copy).glob('artinsight/**/*.py'):
             if EXPORTED in module.read_text(encoding='utf-8'): module.unlink()
-        nbdev('doclinks', 'nbdev_export()', copy)
-        nbdev('clean', 'nbdev_clean()', copy)
+        nbdev(*EXPORT_AND_CLEAN, copy)
         write_contents(Path(copy))
         changed = [*git('diff', '--name-only').splitlines(), *git('ls-files', '-o', '--exclude-standard').splitlines()]
         wrong = [f'{name} is out of step: run nbdev_export, nbdev_clean and make docs' for name in changed]
     wrong += mixed_cells(ROOT)
+    take_over(ROOT, ROOT/'_executed')
     wrong = wrong or list(spoilt_pages(process(ROOT)))
     if wrong: sys.exit('\n'.join(wrong))
     print('modules, notebooks and README are in step, and nbdev makes a sound page of each notebook')
@@ -318,23 +334,35 @@ def references(markdown, numbered):
     markdown = re.sub(r'(?<![\w`[])@((?:fig|tbl)-[\w-]+)', lambda to: f'[{numbered[to[1]]}](#{to[1]})', markdown)
     return re.sub(r'^(::+ \{\.callout[^}]*?) title="([^"]+)"\}$', r'\1}\n**\2**\n', markdown, flags=re.M)
 
-def render(markdown, file, variables, template='page.html', *more):
-    "Markdown as a page, by pandoc; with the list of what it cites, if it cites."
+def pandoc(markdown, name, variables, template, more):
+    "Markdown as a page of this name, by pandoc; with the list of what it cites, if it cites. What it made is kept."
+    given, nbs = json.dumps(variables), TOOLS.parent/'nbs'
+    style = TOOLS/template, nbs/'links.lua', nbs/'references.bib'
+    state = hashlib.sha256(json.dumps([markdown, name, given, more]).encode())
+    for file in style: state.update(file.read_bytes())
+    kept = ROOT/'_executed/pages'/f'{state.hexdigest()}.html'
+    if kept.exists(): return kept.read_text(encoding='utf-8')
     import pypandoc
+    with tempfile.TemporaryDirectory() as place:
+        made, settings = Path(place)/name, Path(place)/'settings.json'
+        settings.write_text(given, encoding='utf-8')
+        options = ['--standalone', f'--template={style[0]}', f'--metadata-file={settings}', '--toc',
+                   '--toc-depth=2', '--mathml', f'--lua-filter={style[1]}', '--wrap=none', *more]
+        if re.search(r'\[@\w', markdown):
+            options += ['--citeproc', f'--bibliography={style[2]}', '-M', 'link-citations']
+        pypandoc.convert_text(markdown, 'html5', format='markdown', outputfile=str(made), extra_args=options)
+        page = made.read_text(encoding='utf-8')
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write(kept, page)
+    return page
+
+def render(markdown, file, variables, template='page.html', *more):
+    "Markdown as a page, whose pictures pandoc need not read: each has millions of letters."
     pictures = []
     def set_aside(found):
         pictures.append(found[0])
         return f'_{len(pictures) - 1}_'
-    markdown = PICTURE.sub(set_aside, markdown)  # pandoc would read each of their millions of letters
-    with tempfile.NamedTemporaryFile('w', suffix='.json', encoding='utf-8') as settings:
-        json.dump(variables, settings)
-        settings.flush()
-        options = ['--standalone', f'--template={TOOLS/template}', f'--metadata-file={settings.name}', '--toc',
-                   '--toc-depth=2', '--mathml', f'--lua-filter={TOOLS.parent/"nbs/links.lua"}', '--wrap=none', *more]
-        if re.search(r'\[@\w', markdown):
-            options += ['--citeproc', f'--bibliography={TOOLS.parent/"nbs/references.bib"}', '-M', 'link-citations']
-        pypandoc.convert_text(markdown, 'html5', format='markdown', outputfile=str(file), extra_args=options)
-    page = file.read_text(encoding='utf-8')
+    page = pandoc(PICTURE.sub(set_aside, markdown), file.name, variables, template, more)
     write(file, re.sub(r'(?<=;base64,)_(\d+)_', lambda to: pictures[int(to[1])], page))
 
 def finish(file, address, root): write(file, links(file.read_text(encoding='utf-8'), address, root))
