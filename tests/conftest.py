@@ -89,9 +89,11 @@ def runs(sample):
     folder = cache/'test-runs'/code.hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
+        if (folder/'all-done').exists(): return folder
         command = ['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none']
         done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-2000:]
+        (folder/'all-done').touch()
     return folder
 
 

@@ -46,8 +46,9 @@ def tracked():
 def test_console_scripts_exist_and_explain_themselves(script):
     command, _, target = script.partition('=')
     module, _, function = target.partition(':')
-    assert callable(getattr(importlib.import_module(module), function))
-    done = subprocess.run([command, '--help'], capture_output=True, text=True)
+    assert callable(getattr(importlib.import_module(module), function)) and shutil.which(command)
+    alone = command == 'artinsight_sample'  # one in a process of its own
+    done = subprocess.run([command, '--help'], capture_output=True, text=True) if alone else call(command, '--help')
     assert done.returncode == 0 and 'usage' in done.stdout.lower() and 'Warning' not in done.stderr
 
 
