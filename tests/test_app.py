@@ -55,13 +55,13 @@ def real(sample, pictures):
 
 
 @contextmanager
-def serving(*command):
-    "A page in a process of its own: its address, and the process."
+def serving(*command, **more):
+    "A page in a process of its own, with more in its environment: its address, and the process."
     pytest.importorskip('gradio', reason='the page needs gradio')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, 'GRADIO_SERVER_PORT': str(port)}
+    environment = {**os.environ, 'GRADIO_SERVER_PORT': str(port), **more}
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                env=environment)
     address, direct = f'http://127.0.0.1:{port}/', urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -113,6 +113,17 @@ def ask(client, path):
 def address(runs):
     from artinsight.sample import painted_sample
     with serving('artinsight_app', runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
+
+
+@pytest.fixture(scope='module')
+def among_proxies(runs, tmp_path_factory):
+    """A page with two runs, and its folder of corrections, beside proxies that nobody answers for, of the kinds that
+    desktops and campus networks set; httpx can't even be imported beside the first"""
+    nobody, kept = '127.0.0.1:9', tmp_path_factory.mktemp('corrections')/'kept'
+    proxies = {'ALL_PROXY': f'socks://{nobody}/', 'HTTP_PROXY': f'http://{nobody}', 'https_proxy': f'socks5://{nobody}',
+               'NO_PROXY': 'example.org', 'no_proxy': 'example.org'}
+    both = runs/'simple_cnn', runs/'resnet18_base'
+    with serving('artinsight_app', *both, '--corrections', kept, **proxies) as (address, _): yield address, kept
 
 
 visiting = partial(browsing.visiting, ready='input[type=file]')
@@ -188,24 +199,23 @@ def test_a_bad_file_gets_a_message(browser, address, tmp_path):
             page.wait_for_selector('.art[role=alert]', state='detached')
 
 
-def test_several_runs_stand_in_one_table_and_a_correction_is_kept(browser, runs, pictures, tmp_path):
+def test_several_runs_stand_in_one_table_and_a_correction_is_kept(browser, among_proxies, pictures):
     "The picture and its right class are read back as a data set"
-    both = runs/'simple_cnn', runs/'resnet18_base'
-    with serving('artinsight_app', *both, '--corrections', tmp_path/'kept') as (address, _):
-        with visiting(browser, address) as page:
-            upload(page, pictures[0])
-            page.get_by_text('What each run says').wait_for(timeout=60_000)
-            lines = page.locator('table.alarms', has_text='What each run says').locator('tr th[scope=row]')
-            assert [line.split(',')[0] for line in lines.all_inner_texts()] == [run.name for run in both]
-            page.get_by_label('Is this wrong? What is right').fill('human_ukiyo_e')
-            page.keyboard.press('Enter')
-            page.get_by_role('button', name='Keep this correction').click()
-            page.get_by_text('Kept. Thank you.').wait_for(timeout=60_000)
-    kept = index(tmp_path/'kept')
+    address, folder = among_proxies
+    with visiting(browser, address) as page:
+        upload(page, pictures[0])
+        page.get_by_text('What each run says').wait_for(timeout=60_000)
+        lines = page.locator('table.alarms', has_text='What each run says').locator('tr th[scope=row]')
+        assert [line.split(',')[0] for line in lines.all_inner_texts()] == ['simple_cnn', 'resnet18_base']
+        page.get_by_label('Is this wrong? What is right').fill('human_ukiyo_e')
+        page.keyboard.press('Enter')
+        page.get_by_role('button', name='Keep this correction').click()
+        page.get_by_text('Kept. Thank you.').wait_for(timeout=60_000)
+    kept = index(folder)
     assert list(kept['class']) == ['human_ukiyo_e']
-    said, = [json.loads(line) for line in (tmp_path/'kept/corrections.jsonl').read_text().splitlines()]
+    said, = [json.loads(line) for line in (folder/'corrections.jsonl').read_text().splitlines()]
     assert said['file'] == kept.path[0] and said['right'] == 'human_ukiyo_e' and said['class']
-    saved = np.asarray(Image.open(tmp_path/'kept'/said['file']))
+    saved = np.asarray(Image.open(folder/said['file']))
     assert np.array_equal(saved, np.asarray(open_upload(pictures[0])))
 
 
@@ -245,17 +255,8 @@ def test_no_metadata_of_an_upload_is_shown(run, tmp_path):
     assert not any(word in data for data in files for word in (b'Exif', b'secret')) and 'secret' not in ''.join(shown)
 
 
-def test_a_page_opens_beside_proxies(runs, pictures, monkeypatch):
-    """Proxies that nobody answers for, of the kinds that desktops and campus networks set; httpx can't even be imported
-    beside the first"""
-    nobody = '127.0.0.1:9'
-    monkeypatch.setenv('ALL_PROXY', f'socks://{nobody}/')
-    monkeypatch.setenv('HTTP_PROXY', f'http://{nobody}')
-    monkeypatch.setenv('https_proxy', f'socks5://{nobody}')
-    monkeypatch.setenv('NO_PROXY', 'example.org')
-    monkeypatch.delenv('no_proxy', raising=False)
-    with serving('artinsight_app', runs/'simple_cnn') as (address, _):
-        with visitor(address) as client: assert ask(client, pictures[0])[3]['problem'] == ''
+def test_a_page_opens_beside_proxies(among_proxies, pictures):
+    with visitor(among_proxies[0]) as client: assert ask(client, pictures[0])[3]['problem'] == ''
 
 
 @pytest.mark.parametrize('share', [False, True])
@@ -352,7 +353,7 @@ def test_a_notebook_cell_shows_the_page(runs):
 
 
 def test_under_load_the_page_queues_and_says_so(browser, address, real, tmp_path):
-    Image.effect_noise((3000, 3000), 80).save(tmp_path/'large.jpg')
+    Image.effect_noise((2000, 2000), 80).save(tmp_path/'large.jpg')
     with visiting(browser, address) as page, visitor(address) as client:
         large = send(client, tmp_path/'large.jpg')
         waiting = [join(client, large) for _ in range(15)]

@@ -226,7 +226,7 @@ dls = loading.dataloaders(pictures, rows[::2], rows[1::4], rows[3::4], AUGMENTAT
 print(sum(len(y) for x, y in dls.valid), sum(x.isfinite().all().item() for x, y in dls.train))
 """
 
-@pytest.mark.parametrize('limit', [1, 2])
+@pytest.mark.parametrize('limit', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_more_threads_or_processes(tiny, limit):
     "Under the kernel's own limit, as a user without rights: slower, and one line says why."
     if not hasattr(os, 'fork'): pytest.skip('needs a limit on processes')

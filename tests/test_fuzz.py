@@ -13,7 +13,7 @@ from artinsight.engine.checkpoint import Checkpoint
 from artinsight.engine.runs import copy_weights, save_predictions
 from artinsight.engine.store import BLOCK, build_store
 
-MANY = settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=200)
 TEXT = st.text(max_size=40) | st.text(alphabet="/\\._-0123456789AILDSDbaroque '\0\n", max_size=40)
 FOLDER = st.sampled_from([*FOLDERS, 'AI_XL_baroque', 'surreal']) | TEXT
@@ -149,7 +149,7 @@ def written_predictions(folder, n=40):
     save_predictions(folder/'predictions.npz', {'validation': part, 'test': part})
     return folder/'predictions.npz'
 
-@settings(MANY, max_examples=600)
+@settings(MANY, max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 10**6),
        st.booleans())
 def test_load_predictions_of_damaged_files(tmp_path_factory, flips, cut, cutting):
@@ -219,7 +219,7 @@ def written_checkpoint(file):
     checkpoint.write()
     return copy_weights(learn.model)
 
-@settings(MANY, max_examples=400)
+@settings(MANY, max_examples=300)
 @given(FLIPS, CUT)
 def test_damaged_checkpoint_is_not_believed(tmp_path_factory, flips, cut):
     "Read whole, or not at all: then the model is as it was."
@@ -242,7 +242,7 @@ def small_store(tmp_path_factory):
     (root/'train/baroque/a_3.png').write_bytes(b'no picture')
     return data.index(root), root, tmp_path_factory.mktemp('store')
 
-@settings(SOME, max_examples=60)  # each builds a store
+@settings(SOME, max_examples=40)  # each builds a store
 @given(FLIPS, CUT, st.none() | st.lists(JSON
     | st.fixed_dictionaries({}, optional=dict(block=JSON, key=JSON, crc=JSON, content=JSON, bad=JSON)), max_size=4))
 def test_damaged_journal_costs_decoding_only(small_store, flips, cut, lines):

@@ -42,8 +42,7 @@ def test_pooled_seeds_hold_the_truth():
 
 
 @pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('kinds', [[11], [1], [11, 12]])
-@pytest.mark.parametrize('n', [1, 8])
+@pytest.mark.parametrize('kinds, n', [([11], 1), ([1], 1), ([11], 8), ([1], 8), ([11, 12], 8)])
 def test_one_sided_predictions_have_all_figures(kinds, n):
     "One class, one origin, one picture: every figure is there or None, and nothing divides by nothing"
     target = np.resize(kinds, n)

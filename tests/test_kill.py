@@ -101,7 +101,7 @@ def build(frame, root, folder, workers, log):
 @pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
-    frame, folder = data.index(sample).iloc[::4].reset_index(drop=True), tmp_path/'store'
+    frame, folder = data.index(sample).iloc[::8].reset_index(drop=True), tmp_path/'store'
     storing.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
     def journal():
         return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl')
@@ -172,7 +172,7 @@ def epochs_done(run):
 
 def test_training(start, sample, tmp_path, request):
     "The same weights and predictions to the bit, the same losses; no finished epoch is trained again."
-    frame = data.index(sample).iloc[::4].reset_index(drop=True)
+    frame = data.index(sample).iloc[::16].reset_index(drop=True)
     store = frame, sample, tmp_path/'store'
     reference = start(fit, store, tmp_path/'reference', os.devnull)
     reference.join()

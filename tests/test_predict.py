@@ -221,16 +221,17 @@ def test_explanations_of_odd_files_are_those_of_the_picture_itself(run, odd, tmp
     assert drawn['deep.png'].std() > 10, 'and neither black nor white'
 
 
-def test_two_thousand_files_with_bad_ones_among_them(run, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize('count', [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_many_files_with_bad_ones_among_them(run, pictures, tmp_path, monkeypatch, count):
     "Everything but the painting, which takes most of the time"
     monkeypatch.setattr(explain, 'explanation_picture', lambda picture, answer: Image.new('L', (1, 1)))
     (tmp_path/'text.jpg').write_text('hello')
-    many = [pictures[i % len(pictures)] for i in range(2000)]
-    for i in range(0, 2000, 500): many[i], many[i + 250] = tmp_path/f'missing{i}.jpg', tmp_path/'text.jpg'
+    many, each = [pictures[i % len(pictures)] for i in range(count)], count // 8
+    for i in range(0, count, 2 * each): many[i], many[i + each] = tmp_path/f'missing{i}.jpg', tmp_path/'text.jpg'
     frame = explain_files(run, many, tmp_path/'out')
     assert frame.path.tolist() == list(map(str, many))
-    assert ((frame.problem != '') == [i % 250 == 0 for i in range(2000)]).all()
-    assert frame.name[frame.problem == ''].is_unique and len(list((tmp_path/'out').iterdir())) == 2 * (2000 - 8)
+    assert ((frame.problem != '') == [i % each == 0 for i in range(count)]).all()
+    assert frame.name[frame.problem == ''].is_unique and len(list((tmp_path/'out').iterdir())) == 2 * (count - 8)
 
 
 @pytest.mark.slow

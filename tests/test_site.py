@@ -273,14 +273,14 @@ def project(folder, cells):
 BAD = 'engine/00_bad.ipynb, cell'
 GOOD = ['#| default_exp engine.good', '#| export\ndef good(): return 1']
 FAULTS = {
-    'an import beside a test': ([*GOOD, 'import json\ntest_eq(json.loads("1"), 1)'], BAD),
-    'an import within a function': ([*GOOD, 'def later():\n    import json'], BAD),
-    'an import before a loop': ([*GOOD, 'import json\nfor name in names: json.loads(name)'], BAD),
+    'imports beside a test, within a function, before a loop':
+        ([*GOOD, 'import json\ntest_eq(json.loads("1"), 1)', 'def later():\n    import json',
+          'import json\nfor name in names: json.loads(name)'], BAD, 3),
     'a table as a default': ([GOOD[0], '#| export\nimport pandas as pd\nTABLE = pd.DataFrame({"a": [1, 2]})',
                               '#| export\ndef good(x: pd.DataFrame = TABLE): return x'],
-                             'show_doc(good)): a traceback'),
+                             'show_doc(good)): a traceback', 1),
     'backticks in a comment': ([GOOD[0], '#| export\ndef good(\n    x: int,  # as `good` has it\n): return x'],
-                               'show_doc(good)): a raw link'),
+                               'show_doc(good)): a raw link', 1),
 }
 
 
@@ -288,8 +288,7 @@ def in_step(builder, folder, cells, monkeypatch):
     "A project whose modules and README are what its notebooks say, and which is the builder's."
     project(folder, cells)
     monkeypatch.setattr(builder, 'ROOT', folder)
-    builder.nbdev('doclinks', 'nbdev_export()', folder)
-    builder.nbdev('clean', 'nbdev_clean()', folder)
+    builder.nbdev(*builder.EXPORT_AND_CLEAN, folder)
     builder.write_contents(folder)
 
 
@@ -297,11 +296,11 @@ def in_step(builder, folder, cells, monkeypatch):
 def test_a_planted_fault_spoils_the_pages_and_is_named(builder, tmp_path, monkeypatch, fault):
     """The faults that once kept the site from being published, and their kin, each in a folder of a project of two
     notebooks, the other of which is sound."""
-    sources, named = FAULTS[fault]
+    sources, named, times = FAULTS[fault]
     in_step(builder, tmp_path/'site', {'engine/00_bad.ipynb': sources, 'index.ipynb': ['import json', 'json.dumps(1)']},
             monkeypatch)
     with pytest.raises(SystemExit) as stopped: builder.check()
-    assert named in str(stopped.value) and 'index.ipynb' not in str(stopped.value)
+    assert str(stopped.value).count(named) == times and 'index.ipynb' not in str(stopped.value)
 
 
 def test_check_finds_what_is_out_of_step_in_any_folder(builder, tmp_path, monkeypatch, capsys):
@@ -380,36 +379,61 @@ def test_slow_cells_keep_their_outputs(builder, tmp_path):
     assert slow.outputs[0].text == 'of long ago' and other.outputs[0].text == '1\n' and 'tags' not in slow.metadata
 
 
-@pytest.mark.parametrize('width, scheme', [(390, 'light'), (390, 'dark'), (1280, 'light')])
-def test_pages_fit_the_screen(browser, site, width, scheme):
-    context = browser.new_context(viewport={'width': width, 'height': 800}, color_scheme=scheme)
-    screen, asked = context.new_page(), []
-    screen.on('request', lambda request: asked.append(request.url))
-    colour = 'getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)'
-    for path in sorted(site.rglob('*.html')):
-        screen.goto(path.as_uri())
-        assert screen.evaluate('document.documentElement.scrollWidth') <= width, path.name
-        dark = screen.evaluate(f'{colour}.every(part => part < 90)')
-        assert dark == (scheme == 'dark'), path.name
-    assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
-    context.close()
-
-
 UNCAPTIONED = """([...document.querySelectorAll('main img, main table')]
     .filter(part => (part.tagName == 'IMG' || TABLES) && !part.closest('figure')?.querySelector('figcaption'))
     .map(part => part.outerHTML.slice(0, 60)))"""
+UNFOLDED = """[...document.querySelectorAll('main div.sourceCode')]
+    .filter(code => !code.closest('details:not([open])')).length"""
+CUT = """[...document.querySelectorAll('main pre, main img, main table')].filter(part => {
+    let box = part.tagName == 'IMG' ? part.parentElement : part;   // a dense figure scrolls in its own box
+    while (box.tagName != 'MAIN' && getComputedStyle(box).overflowX == 'visible') box = box.parentElement;
+    const edge = box.tagName == 'MAIN' ? part : box;
+    return edge.getBoundingClientRect().right > innerWidth
+        || part.tagName == 'PRE' && part.scrollWidth > part.clientWidth + 1;
+}).map(part => part.outerHTML.slice(0, 80))"""
+WIDTH = 'document.documentElement.scrollWidth'
+DARK = 'getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(part => part < 90)'
+PAPERS = 'report.html', 'gallery.html', 'slides.html'
 
 
-def test_figures_have_captions(browser, site):
-    "On every page; and in report and gallery the tables, too, and all code is folded."
-    screen = browser.new_page()
+@pytest.fixture(scope='module')
+def looks(browser, site):
+    "What is seen on each page, by its name, in one visit of all; and the addresses that were asked for."
+    screen, asked, seen = browser.new_page(color_scheme='light'), [], {}
+    screen.on('request', lambda request: asked.append(request.url))
     for path in sorted(site.rglob('*.html')):
+        screen.set_viewport_size({'width': 1280, 'height': 800})
         screen.goto(path.as_uri())
-        paper = path.name in ('report.html', 'gallery.html', 'slides.html')
-        assert screen.evaluate(UNCAPTIONED.replace('TABLES', str(paper).lower())) == [], path.name
-        if paper: assert screen.evaluate("""[...document.querySelectorAll('main div.sourceCode')]
-            .filter(code => !code.closest('details:not([open])')).length""") == 0, path.name
+        tables = str(path.name in PAPERS).lower()
+        look = {('width', 1280, 'light'): screen.evaluate(WIDTH), ('dark', 1280, 'light'): screen.evaluate(DARK),
+                'uncaptioned': screen.evaluate(UNCAPTIONED.replace('TABLES', tables)),
+                'unfolded': screen.evaluate(UNFOLDED)}
+        screen.set_viewport_size({'width': 390, 'height': 800})
+        for scheme in ('dark', 'light'):
+            screen.emulate_media(color_scheme=scheme)
+            look |= {('width', 390, scheme): screen.evaluate(WIDTH), ('dark', 390, scheme): screen.evaluate(DARK)}
+        screen.evaluate('document.querySelectorAll("details").forEach(fold => fold.open = true)')
+        look |= {'opened': screen.evaluate(WIDTH), 'cut': screen.evaluate(CUT)}
+        seen[path.relative_to(site).as_posix()] = look
     screen.close()
+    return seen, asked
+
+
+@pytest.mark.parametrize('width, scheme', [(390, 'light'), (390, 'dark'), (1280, 'light')])
+def test_pages_fit_the_screen(looks, pages, width, scheme):
+    seen, asked = looks
+    assert seen.keys() == pages.keys()
+    for name, look in seen.items():
+        assert look['width', width, scheme] <= width, name
+        assert look['dark', width, scheme] == (scheme == 'dark'), name
+    assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
+
+
+def test_figures_have_captions(looks):
+    "On every page; and in report and gallery the tables, too, and all code is folded."
+    for name, look in looks[0].items():
+        assert look['uncaptioned'] == [], name
+        if os.path.basename(name) in PAPERS: assert look['unfolded'] == 0, name
 
 
 def test_no_page_shows_a_warning_or_a_traceback(pages):
@@ -494,22 +518,9 @@ def test_menu_opens_on_a_phone(browser, site):
     screen.close()
 
 
-def test_tables_and_code_stay_in_their_box(browser, site):
-    "At 390 px: a wide table scrolls by itself, printed words wrap."
-    screen = browser.new_page(viewport={'width': 390, 'height': 800})
-    for path in sorted(site.rglob('*.html')):
-        screen.goto(path.as_uri())
-        screen.evaluate('document.querySelectorAll("details").forEach(fold => fold.open = true)')
-        cut = screen.evaluate("""[...document.querySelectorAll('main pre, main img, main table')].filter(part => {
-            let box = part.tagName == 'IMG' ? part.parentElement : part;   // a dense figure scrolls in its own box
-            while (box.tagName != 'MAIN' && getComputedStyle(box).overflowX == 'visible') box = box.parentElement;
-            const edge = box.tagName == 'MAIN' ? part : box;
-            return edge.getBoundingClientRect().right > innerWidth
-                || part.tagName == 'PRE' && part.scrollWidth > part.clientWidth + 1;
-        }).map(part => part.outerHTML.slice(0, 80))""")
-        assert screen.evaluate('document.documentElement.scrollWidth <= innerWidth'), path.name
-        assert cut == [], path.name
-    screen.close()
+def test_tables_and_code_stay_in_their_box(looks):
+    "At 390 px, all that is folded opened: a wide table scrolls by itself, printed words wrap."
+    for name, look in looks[0].items(): assert look['opened'] <= 390 and look['cut'] == [], name
 
 
 def quarto(folder):

@@ -60,7 +60,7 @@ def own(tmp_path_factory):
 @pytest.fixture(scope='module')
 def asked(tmp_path_factory):
     "The five questions, asked of the same pictures by a short training each."
-    frame, runs = data.index(painted_sample()), tmp_path_factory.mktemp('asked')
+    frame, runs = data.index(painted_sample(16)), tmp_path_factory.mktemp('asked')
     for target in TARGETS: run_experiment(short(target), frame, runs)
     return {target: runs/short(target).name for target in TARGETS}
 
@@ -138,7 +138,7 @@ def test_thirty_classes_agree_with_twenty(sample, tmp_path):
 
 def test_an_origin_run_at_work(asked, tmp_path):
     "Predictions, heat maps, card and page tell the origin, and no style anywhere."
-    run, frame = load_run(asked['origin']), data.index(painted_sample())
+    run, frame = load_run(asked['origin']), data.index(painted_sample(16))
     picture = f"{frame.attrs['root']}/{frame.path.iloc[-1]}"
     row = run.predict(picture).iloc[0]
     assert list(row.index) == ['path', 'class', 'probability', 'origin', 'AI', 'unsure', 'classes', 'problem']
@@ -159,7 +159,7 @@ def test_an_origin_run_at_work(asked, tmp_path):
 
 def test_thirty_classes_at_work(asked):
     "They tell style, origin and generator; an audit sums them up."
-    run, root = load_run(asked['generator_style']), data.index(painted_sample()).attrs['root']
+    run, root = load_run(asked['generator_style']), data.index(painted_sample(16)).attrs['root']
     row = run.predict(f'{root}/test/AI_SD_baroque').iloc[0]
     assert {'style', 'origin', 'generator', 'AI', 'styles'} <= set(row.index)
     told = answer_upload(run, None, row.path)[0]

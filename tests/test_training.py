@@ -276,8 +276,9 @@ def test_a_finished_run_in_a_closed_folder_can_be_read(tiny, tmp_path, said, mon
     assert said(artinsight_evaluate, tmp_path / 'runs/simple_cnn')[0] == 0
 
 
-@pytest.mark.parametrize('what', ['record.json', 'history.csv', 'predictions.npz', 'model.safetensors',
-                                  'checkpoint.safetensors'])
+@pytest.mark.parametrize('what', ['record.json', 'model.safetensors', 'checkpoint.safetensors',
+                                  *(pytest.param(name, marks=pytest.mark.slow)
+                                    for name in ('history.csv', 'predictions.npz'))])
 def test_a_disk_that_is_full_is_one_line(tiny, tmp_path, said, monkeypatch, what):
     "Whichever file meets it; what was trained is kept, so that the next call goes on."
     monkeypatch.setitem(training.QUICK, 'epochs', 1)

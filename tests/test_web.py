@@ -73,10 +73,11 @@ def ask(page, file):
 def show(page, kind): page.locator(f'[name=target][value={kind}]').check()
 
 
-def test_fifty_pictures_get_the_same_answers(page, run, pictures):
+@pytest.mark.parametrize('count', [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_pictures_get_the_same_answers(page, run, pictures, count):
     "Large and small ones, upright and wide; and the same map for class, origin and style"
     apart, maps_apart = [], []
-    for file in pictures[::len(pictures) // 50][:50]:
+    for file in pictures[::len(pictures) // count][:count]:
         show(page, 'class')
         answer, pixels = ask(page, file), as_batch(file, run.size)
         [row], probs = run.judge(run.probs(pixels)), run.probs(pixels)[0]
@@ -121,13 +122,14 @@ def test_odd_pictures_get_the_same_answers(page, run, pictures, tmp_path):
         assert apart < .01, (file.name, apart)
 
 
-def test_hostile_files_get_a_message_and_the_page_goes_on(page, pictures, tmp_path):
+@pytest.mark.parametrize('count', [30, pytest.param(60, marks=pytest.mark.slow)])
+def test_hostile_files_get_a_message_and_the_page_goes_on(page, pictures, tmp_path, count):
     refused = 0
-    for file in hostile(tmp_path, pictures[0], 60):
+    for file in hostile(tmp_path, pictures[0], count):
         answer = ask(page, file)
         refused += isinstance(answer, str)
         assert isinstance(answer, dict) or 'cannot be read' in answer, (file.name, answer)
-    assert refused > 15
+    assert refused > count / 4
     assert isinstance(ask(page, pictures[0]), dict)
 
 
