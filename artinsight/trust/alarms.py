@@ -140,6 +140,8 @@ def _plot_found(ax, test, table):
     ax.legend(fontsize=8)
 
 # %% ../../nbs/trust/07_alarms.ipynb #9608d3bd
+_NO_RATE = 'no rate can be stated: these classes do not tell human from AI, or no validation picture is human'
+
 def _plot_styles(ax, styles, stated):
     rates = styles['false alarms']
     ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color='#0072B2', lw=4, alpha=.4)
@@ -153,9 +155,10 @@ def plot_alarms(
     test: Predictions,  # with ids; judges them
     rates=RATES,
 ) -> plt.Figure:
-    "AI pictures found against false alarms, on test, with what was stated; and false alarms by style."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    "AI pictures found against false alarms, on test, with what was stated, and by style; ValueError without a rate."
     table = alarm_table(validation, test, rates)
+    if table.empty: raise ValueError(_NO_RATE)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     _plot_found(left, test, table)
     stated = table.iloc[min(1, len(table) - 1)]
     styles = by_style(test, stated.limit)
