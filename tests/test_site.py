@@ -244,6 +244,42 @@ def test_labelled_cells_become_numbered_figures_and_tables(builder, tmp_path):
     assert '/data.html</loc>' in sitemap and '[It](' in words and 'A summary' in words
 
 
+def test_a_callout_unfolds_and_a_tabset_reads_from_top_to_bottom(builder, tmp_path):
+    "What Quarto does with them over several cells; without it the tabs are sections."
+    cells = [new_raw_cell('---\ndescription: A summary\noutput-file: data.html\ntitle: It\n\n---\n\n'),
+             new_markdown_cell('::: {.callout-tip collapse="true" title="Solution"}'),
+             new_code_cell('#| code-fold: false\n40 + 2', outputs=[new_output('execute_result', {'text/plain': '42'})]),
+             new_markdown_cell(':::'), new_markdown_cell('::: {.panel-tabset}'), new_markdown_cell('### First'),
+             new_markdown_cell('one'), new_markdown_cell('### Second'), new_markdown_cell('two'),
+             new_markdown_cell(':::'), new_markdown_cell('after')]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'00_data.ipynb')
+    builder.build(tmp_path, tmp_path/'out')
+    body = (tmp_path/'out/data.html').read_text()
+    fold = re.search(r'<details class="callout-tip">\s*<summary>\s*Solution\s*</summary>(.*?)</details>', body, re.S)[1]
+    assert '42' in fold and '<details' not in fold and ':::' not in body
+    tabs = re.search(r'<div class="panel-tabset">(.*?)</div>', body, re.S)[1]
+    assert re.findall('>(First|one|Second|two|after)<', tabs) == ['First', 'one', 'Second', 'two']
+
+
+def test_tables_written_by_hand_have_captions_too(builder, tmp_path):
+    "A caption below a table in Markdown, a cell's or one that was printed, is numbered among the others."
+    def table(name): return f'| a |\n|---|\n| 1 |\n\n: A {name}. {{#tbl-{name}}}'
+    printed = new_output('display_data', {'text/markdown': table('printed')})
+    made = new_output('display_data', {'text/html': '<table><tr><td>cell</td></tr></table>'})
+    cells = [new_raw_cell('---\ndescription: A summary\noutput-file: data.html\ntitle: It\n\n---\n\n'),
+             new_markdown_cell(f'Before, see @tbl-printed.\n\n{table("first")}\n\nAfter.'),
+             new_code_cell('#| label: tbl-made\n#| tbl-cap: "Made."\n1', outputs=[made]),
+             new_code_cell('2', outputs=[printed])]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'00_data.ipynb')
+    builder.build(tmp_path, tmp_path/'out')
+    page = Page(tmp_path/'out/data.html')
+    for words in ('Table 1. A first.', 'Table 2. Made.', 'Table 3. A printed.', 'see Table 3', 'After.'):
+        assert words in page.text, words
+    assert '#tbl-printed' in page.links and {'tbl-first', 'tbl-made', 'tbl-printed'} <= page.ids
+    assert '{#' not in page.text
+    assert ': A first' not in builder.readme(new_notebook(cells=cells[1:2])), 'GitHub knows no captions'
+
+
 def test_readme_is_what_a_reader_of_the_index_sees(builder):
     table = {'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'Markdown'}
     notebook = new_notebook(cells=[
@@ -395,21 +431,46 @@ def test_pages_fit_the_screen(browser, site, width, scheme):
     context.close()
 
 
-UNCAPTIONED = """([...document.querySelectorAll('main img, main table')]
-    .filter(part => (part.tagName == 'IMG' || TABLES) && !part.closest('figure')?.querySelector('figcaption'))
-    .map(part => part.outerHTML.slice(0, 60)))"""
+UNCAPTIONED = """[...document.querySelectorAll('main img, main svg, main table')]
+    .filter(part => !(part.closest('figure')?.querySelector('figcaption') ?? part.querySelector('caption'))
+        ?.textContent.trim())
+    .map(part => part.outerHTML.slice(0, 60))"""
+UNFOLDED = "[...document.querySelectorAll('main div.sourceCode')].filter(code => !code.closest('details:not([open])'))"
 
 
-def test_figures_have_captions(browser, site):
-    "On every page; and in report and gallery the tables, too, and all code is folded."
+def test_each_figure_and_each_table_of_each_page_has_a_caption(browser, site):
+    "And in report, gallery and talk all code is folded."
     screen = browser.new_page()
     for path in sorted(site.rglob('*.html')):
         screen.goto(path.as_uri())
-        paper = path.name in ('report.html', 'gallery.html', 'slides.html')
-        assert screen.evaluate(UNCAPTIONED.replace('TABLES', str(paper).lower())) == [], path.name
-        if paper: assert screen.evaluate("""[...document.querySelectorAll('main div.sourceCode')]
-            .filter(code => !code.closest('details:not([open])')).length""") == 0, path.name
+        assert screen.evaluate(UNCAPTIONED) == [], path.name
+        if path.name in ('report.html', 'gallery.html', 'slides.html'):
+            assert screen.evaluate(f'{UNFOLDED}.length') == 0, path.name
     screen.close()
+
+
+@pytest.mark.parametrize('fault', ['<img alt="a dot" src="data:,">', '<table><tr><td>1</td></tr></table>',
+                                   '<figure><figcaption> </figcaption><table><tr><td>1</td></tr></table></figure>'])
+def test_a_missing_caption_is_seen(browser, fault):
+    screen = browser.new_page()
+    screen.set_content(f'<main>{fault}</main>')
+    assert len(screen.evaluate(UNCAPTIONED)) == 1
+    screen.close()
+
+
+def test_captions_are_sentences_without_typed_figures(builder):
+    "95 % says what an interval is. Labels are a page's own, once each."
+    for name in builder.notebooks(ROOT/'nbs'):
+        nb = builder.read(ROOT/'nbs'/name)
+        flags = [builder.directives(cell) for cell in nb.cells]
+        captions = [flag[key] for flag in flags for key in ('fig-cap:', 'tbl-cap:') if key in flag]
+        captions += [found[2] for cell in nb.cells if cell.cell_type == 'markdown'
+                     for found in builder.CAPTIONED.finditer(cell.source)]
+        for words in captions:
+            assert words.endswith('.') and len(words.split()) > 4, (name, words)
+            assert not re.search(r'\d', re.sub(r'95 %|ResNet18', '', words)), (name, words)
+        labels = [label for cell in nb.cells for label in builder.labels(cell)]
+        assert len(labels) == len(set(labels)), name
 
 
 def test_no_page_shows_a_warning_or_a_traceback(pages):

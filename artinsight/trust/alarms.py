@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from scipy import stats
 
 # %% ../../nbs/trust/07_alarms.ipynb #a444a26a
+from ..engine.figures import PAIR, PALETTE
 from ..engine.intervals import percent
 from ..evaluation import Predictions
 
@@ -131,19 +132,20 @@ def alarm_words(stated: dict) -> str:
 def _plot_found(ax, test, table):
     limits = np.unique(np.concatenate([_of(test, origin)[0] for origin in ('human', 'AI')]))
     ax.step(*([(_of(test, origin)[0] > limit).mean() for limit in limits] for origin in ('human', 'AI')),
-            color='grey', label='every limit, on test')
-    for colour, row in zip(('#0072B2', '#D55E00', '#009E73'), table.itertuples()):
+            color='grey')
+    ax.text(1, .92, 'every limit, on test', color='grey', ha='right', va='top')
+    for colour, row in zip((PAIR[1], PAIR[0], PALETTE[3]), table.itertuples()):
         ax.hlines(row.caught, row.low, row.high, color=colour, lw=4, alpha=.5)
-        ax.plot(row.test_rate, row.test_caught, 'o', color=colour, label=f'{percent(row.rate)} stated')
+        ax.plot(row.test_rate, row.test_caught, 'o', color=colour)
+        ax.text(row.high, row.caught, f' {percent(row.rate)} stated', color=colour, va='top')
     ax.set_xscale('symlog', linthresh=1e-3)
     ax.set(xlabel='false alarms: human pictures called AI', ylabel='AI pictures found', xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(fontsize=8)
 
 # %% ../../nbs/trust/07_alarms.ipynb #9608d3bd
 def _plot_styles(ax, styles, stated):
     rates = styles['false alarms']
-    ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color='#0072B2', lw=4, alpha=.4)
-    ax.plot(rates, styles.index, 'o', color='#0072B2')
+    ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color=PAIR[1], lw=4, alpha=.4)
+    ax.plot(rates, styles.index, 'o', color=PAIR[1])
     ax.axvline(stated.rate, color='grey', ls=':')
     ax.set(xlabel=f'false alarms, {percent(stated.rate)} stated (dotted)', xlim=(0, None))
 
