@@ -7,6 +7,7 @@ __all__ = ['RATES', 'crowding', 'alarm', 'realised', 'by_style', 'alarm_table', 
 
 # %% ../../nbs/trust/07_alarms.ipynb #abf77241
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 # %% ../../nbs/trust/07_alarms.ipynb #a444a26a
@@ -133,7 +134,7 @@ def _plot_found(ax, test, table):
     limits = np.unique(np.concatenate([_of(test, origin)[0] for origin in ('human', 'AI')]))
     ax.step(*([(_of(test, origin)[0] > limit).mean() for limit in limits] for origin in ('human', 'AI')),
             color='grey')
-    ax.text(1, .92, 'every limit, on test', color='grey', ha='right', va='top')
+    ax.text(.03, .95, 'every limit, on test', color='grey', transform=ax.transAxes)
     for colour, row in zip((PAIR[1], PAIR[0], PALETTE[3]), table.itertuples()):
         ax.hlines(row.caught, row.low, row.high, color=colour, lw=4, alpha=.5)
         ax.plot(row.test_rate, row.test_caught, 'o', color=colour)
@@ -148,6 +149,8 @@ def _plot_styles(ax, styles, stated):
     ax.plot(rates, styles.index, 'o', color=PAIR[1])
     ax.axvline(stated.rate, color='grey', ls=':')
     ax.set(xlabel=f'false alarms, {percent(stated.rate)} stated (dotted)', xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
 
 # %% ../../nbs/trust/07_alarms.ipynb #1523f6c4
 def plot_alarms(
