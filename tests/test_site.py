@@ -115,6 +115,7 @@ def test_no_directive_and_no_hidden_cell_is_left(site, pages):
         prose = re.sub('<pre.*?</pre>', '', (site/name).read_text(), flags=re.S)
         assert not re.search(r'^\s*#\s?\|', page.text, re.M), name
         assert ':::' not in prose and '{=html}' not in page.text, name
+        assert not re.search(r'\]\s*\(https?:', re.sub('<[^>]+>', '', prose)), f'{name}: a raw link'
         assert 'ARTINSIGHT_SOURCE' not in page.text, name
 
 
@@ -521,17 +522,25 @@ def test_confusions_can_be_walked_through(browser, site, width):
     context.close()
 
 
-def test_a_click_on_a_heading_sorts_the_appendix(browser, site):
+def sort_key(text):
+    found = re.match(r'[-+]?\d[\d.,]*', text)
+    return float(found[0].replace(',', '')) if found else text
+
+
+def test_a_click_on_a_heading_sorts_each_table_of_the_appendix(browser, site):
+    "Figures, validation, steps and runs: a tab each, and the third column of each in order."
     screen = browser.new_page()
     screen.goto((site/'report.html').as_uri())
-    heading = screen.locator('table.sortable th', has_text='value')
-    def values(): return screen.evaluate("""[...document.querySelectorAll('table.sortable tbody tr')]
-        .map(row => parseFloat(row.cells[2].textContent))""")
-    before = values()
-    heading.locator('button').click()
-    assert values() == sorted(before) != before and heading.get_attribute('aria-sort') == 'ascending'
-    heading.locator('button').click()
-    assert values() == sorted(before, reverse=True)
+    tables = screen.locator('.panel-tabset table.sortable')
+    assert tables.count() == screen.locator('.panel-tabset h3').count() == 4
+    for number in range(4):
+        table = tables.nth(number)
+        heading = table.locator('th').nth(2)
+        def keys(table=table): return [sort_key(text) for text in table.locator('td:nth-child(3)').all_text_contents()]
+        heading.locator('button').click()
+        assert keys() == sorted(keys()) and len(keys()) > 3 and heading.get_attribute('aria-sort') == 'ascending'
+        heading.locator('button').click()
+        assert keys() == sorted(keys(), reverse=True) != sorted(keys())
     screen.close()
 
 
