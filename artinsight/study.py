@@ -177,7 +177,7 @@ def reproduce(
 # %% ../nbs/08_study.ipynb #c1a5e002
 def study_runs(
     runs,  # folder of runs
-    names: list = EXPERIMENTS,  # experiments to train where no run is finished
+    names: list | None = None,  # experiments to train where no run is finished; None: all five
 ) -> list:  # folders of the finished runs, in the study's order
     "The study's finished runs; where there are none, one process trains quick ones on the painted sample."
     runs = user_path(runs)
@@ -187,6 +187,6 @@ def study_runs(
         with FileLock(runs / '.lock'):
             if not there():
                 frame = index(painted_sample(**STUDY_SAMPLE))
-                recipes = [find_experiment(name, quick=True).fit_epochs(frame) for name in names]
+                recipes = [find_experiment(name, quick=True).fit_epochs(frame) for name in names or EXPERIMENTS]
                 _run_all(recipes, frame, runs, 'none', None, True)
     return there()

@@ -214,18 +214,19 @@ def test_commands_of_the_readme_do_what_it_says(runs, sample, tmp_path, monkeypa
     assert len(shown['answer']) == 1
 
 
-SOLUTION = '#| code-summary: "Solution"'
+SOLUTION = '::: {.callout-tip collapse="true" title="Solution"}'
 
 
 @pytest.mark.parametrize('stem', ['00_data', '04_baseline', '05_resnet18', '06_evaluation', '07_gradcam'])
 def test_exercises_have_folded_solutions_that_the_tests_execute(stem):
     "Each exercise is followed by its solution, which claims something, and which nbdev_test runs."
-    cells = nbformat.read(NBS/f'{stem}.ipynb', as_version=4).cells
-    exercises = [number for number, cell in enumerate(cells) if re.match(r'\*\*\d\.\*\* ', cell.source)]
+    cells = [cell.source for cell in nbformat.read(NBS/f'{stem}.ipynb', as_version=4).cells]
+    exercises = [number for number, source in enumerate(cells) if re.match(r'\*\*\d\.\*\* ', source)]
     assert len(exercises) == 3
-    for start, end in zip(exercises, [*exercises[1:], len(cells)]):
-        solution = [cell.source for cell in cells[start + 1:end] if SOLUTION in cell.source]
-        assert solution and all('#| code-fold: true' in source for source in solution)
+    for start in exercises:
+        assert cells[start + 1] == SOLUTION
+        solution = cells[start + 2:cells.index(':::', start)]
+        assert solution and all('#| code-fold: false' in source for source in solution), 'open once it is unfolded'
         assert any('assert ' in source or 'test_eq(' in source for source in solution)
         assert not any(re.search(r'^#\| (slow|cuda|eval: false)', source, re.M) for source in solution)
 

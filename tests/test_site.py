@@ -115,6 +115,7 @@ def test_no_directive_and_no_hidden_cell_is_left(site, pages):
         prose = re.sub('<pre.*?</pre>', '', (site/name).read_text(), flags=re.S)
         assert not re.search(r'^\s*#\s?\|', page.text, re.M), name
         assert ':::' not in prose and '{=html}' not in page.text, name
+        assert not re.search(r'\]\s*\(https?:', re.sub('<[^>]+>', '', prose)), f'{name}: a raw link'
         assert 'ARTINSIGHT_SOURCE' not in page.text, name
 
 
@@ -242,6 +243,42 @@ def test_labelled_cells_become_numbered_figures_and_tables(builder, tmp_path):
     assert 'A dot.' in talk.text and 'Figure' not in talk.text and talk.images == 1 and '{{' not in talk.text
     sitemap, words = ((tmp_path/'out'/name).read_text() for name in ('sitemap.xml', 'llms.txt'))
     assert '/data.html</loc>' in sitemap and '[It](' in words and 'A summary' in words
+
+
+def test_a_callout_unfolds_and_a_tabset_reads_from_top_to_bottom(builder, tmp_path):
+    "What Quarto does with them over several cells; without it the tabs are sections."
+    cells = [new_raw_cell('---\ndescription: A summary\noutput-file: data.html\ntitle: It\n\n---\n\n'),
+             new_markdown_cell('::: {.callout-tip collapse="true" title="Solution"}'),
+             new_code_cell('#| code-fold: false\n40 + 2', outputs=[new_output('execute_result', {'text/plain': '42'})]),
+             new_markdown_cell(':::'), new_markdown_cell('::: {.panel-tabset}'), new_markdown_cell('### First'),
+             new_markdown_cell('one'), new_markdown_cell('### Second'), new_markdown_cell('two'),
+             new_markdown_cell(':::'), new_markdown_cell('after')]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'00_data.ipynb')
+    builder.build(tmp_path, tmp_path/'out')
+    body = (tmp_path/'out/data.html').read_text()
+    fold = re.search(r'<details class="callout-tip">\s*<summary>\s*Solution\s*</summary>(.*?)</details>', body, re.S)[1]
+    assert '42' in fold and '<details' not in fold and ':::' not in body
+    tabs = re.search(r'<div class="panel-tabset">(.*?)</div>', body, re.S)[1]
+    assert re.findall('>(First|one|Second|two|after)<', tabs) == ['First', 'one', 'Second', 'two']
+
+
+def test_tables_written_by_hand_have_captions_too(builder, tmp_path):
+    "A caption below a table in Markdown, a cell's or one that was printed, is numbered among the others."
+    def table(name): return f'| a |\n|---|\n| 1 |\n\n: A {name}. {{#tbl-{name}}}'
+    printed = new_output('display_data', {'text/markdown': table('printed')})
+    made = new_output('display_data', {'text/html': '<table><tr><td>cell</td></tr></table>'})
+    cells = [new_raw_cell('---\ndescription: A summary\noutput-file: data.html\ntitle: It\n\n---\n\n'),
+             new_markdown_cell(f'Before, see @tbl-printed.\n\n{table("first")}\n\nAfter.'),
+             new_code_cell('#| label: tbl-made\n#| tbl-cap: "Made."\n1', outputs=[made]),
+             new_code_cell('2', outputs=[printed])]
+    nbformat.write(new_notebook(cells=cells), tmp_path/'00_data.ipynb')
+    builder.build(tmp_path, tmp_path/'out')
+    page = Page(tmp_path/'out/data.html')
+    for words in ('Table 1. A first.', 'Table 2. Made.', 'Table 3. A printed.', 'see Table 3', 'After.'):
+        assert words in page.text, words
+    assert '#tbl-printed' in page.links and {'tbl-first', 'tbl-made', 'tbl-printed'} <= page.ids
+    assert '{#' not in page.text
+    assert ': A first' not in builder.readme(new_notebook(cells=cells[1:2])), 'GitHub knows no captions'
 
 
 def test_readme_is_what_a_reader_of_the_index_sees(builder):
@@ -379,8 +416,9 @@ def test_slow_cells_keep_their_outputs(builder, tmp_path):
     assert slow.outputs[0].text == 'of long ago' and other.outputs[0].text == '1\n' and 'tags' not in slow.metadata
 
 
-UNCAPTIONED = """([...document.querySelectorAll('main img, main table')]
-    .filter(part => (part.tagName == 'IMG' || TABLES) && !part.closest('figure')?.querySelector('figcaption'))
+UNCAPTIONED = """([...document.querySelectorAll('main img, main svg, main table')]
+    .filter(part => !(part.closest('figure')?.querySelector('figcaption') ?? part.querySelector('caption'))
+        ?.textContent.trim())
     .map(part => part.outerHTML.slice(0, 60)))"""
 UNFOLDED = """[...document.querySelectorAll('main div.sourceCode')]
     .filter(code => !code.closest('details:not([open])')).length"""
@@ -404,9 +442,8 @@ def looks(browser, site):
     for path in sorted(site.rglob('*.html')):
         screen.set_viewport_size({'width': 1280, 'height': 800})
         screen.goto(path.as_uri())
-        tables = str(path.name in PAPERS).lower()
         look = {('width', 1280, 'light'): screen.evaluate(WIDTH), ('dark', 1280, 'light'): screen.evaluate(DARK),
-                'uncaptioned': screen.evaluate(UNCAPTIONED.replace('TABLES', tables)),
+                'uncaptioned': screen.evaluate(UNCAPTIONED),
                 'unfolded': screen.evaluate(UNFOLDED)}
         screen.set_viewport_size({'width': 390, 'height': 800})
         for scheme in ('dark', 'light'):
@@ -429,11 +466,35 @@ def test_pages_fit_the_screen(looks, pages, width, scheme):
     assert not [url for url in asked if not url.startswith(('file:', 'data:'))]
 
 
-def test_figures_have_captions(looks):
-    "On every page; and in report and gallery the tables, too, and all code is folded."
+def test_each_figure_and_each_table_of_each_page_has_a_caption(looks):
+    "And in report, gallery and talk all code is folded."
     for name, look in looks[0].items():
         assert look['uncaptioned'] == [], name
         if os.path.basename(name) in PAPERS: assert look['unfolded'] == 0, name
+
+
+@pytest.mark.parametrize('fault', ['<img alt="a dot" src="data:,">', '<table><tr><td>1</td></tr></table>',
+                                   '<figure><figcaption> </figcaption><table><tr><td>1</td></tr></table></figure>'])
+def test_a_missing_caption_is_seen(browser, fault):
+    screen = browser.new_page()
+    screen.set_content(f'<main>{fault}</main>')
+    assert len(screen.evaluate(UNCAPTIONED)) == 1
+    screen.close()
+
+
+def test_captions_are_sentences_without_typed_figures(builder):
+    "95 % says what an interval is. Labels are a page's own, once each."
+    for name in builder.notebooks(ROOT/'nbs'):
+        nb = builder.read(ROOT/'nbs'/name)
+        flags = [builder.directives(cell) for cell in nb.cells]
+        captions = [flag[key] for flag in flags for key in ('fig-cap:', 'tbl-cap:') if key in flag]
+        captions += [found[2] for cell in nb.cells if cell.cell_type == 'markdown'
+                     for found in builder.CAPTIONED.finditer(cell.source)]
+        for words in captions:
+            assert words.endswith('.') and len(words.split()) > 4, (name, words)
+            assert not re.search(r'\d', re.sub(r'95 %|ResNet18', '', words)), (name, words)
+        labels = [label for cell in nb.cells for label in builder.labels(cell)]
+        assert len(labels) == len(set(labels)), name
 
 
 def test_no_page_shows_a_warning_or_a_traceback(pages):
@@ -484,17 +545,25 @@ def test_confusions_can_be_walked_through(browser, site, width):
     context.close()
 
 
-def test_a_click_on_a_heading_sorts_the_appendix(browser, site):
+def sort_key(text):
+    found = re.match(r'[-+]?\d[\d.,]*', text)
+    return float(found[0].replace(',', '')) if found else text
+
+
+def test_a_click_on_a_heading_sorts_each_table_of_the_appendix(browser, site):
+    "Figures, validation, steps and runs: a tab each, and the third column of each in order."
     screen = browser.new_page()
     screen.goto((site/'report.html').as_uri())
-    heading = screen.locator('table.sortable th', has_text='value')
-    def values(): return screen.evaluate("""[...document.querySelectorAll('table.sortable tbody tr')]
-        .map(row => parseFloat(row.cells[2].textContent))""")
-    before = values()
-    heading.locator('button').click()
-    assert values() == sorted(before) != before and heading.get_attribute('aria-sort') == 'ascending'
-    heading.locator('button').click()
-    assert values() == sorted(before, reverse=True)
+    tables = screen.locator('.panel-tabset table.sortable')
+    assert tables.count() == screen.locator('.panel-tabset h3').count() == 4
+    for number in range(4):
+        table = tables.nth(number)
+        heading = table.locator('th').nth(2)
+        def keys(table=table): return [sort_key(text) for text in table.locator('td:nth-child(3)').all_text_contents()]
+        heading.locator('button').click()
+        assert keys() == sorted(keys()) and len(keys()) > 3 and heading.get_attribute('aria-sort') == 'ascending'
+        heading.locator('button').click()
+        assert keys() == sorted(keys(), reverse=True) != sorted(keys())
     screen.close()
 
 

@@ -7,9 +7,11 @@ __all__ = ['RATES', 'crowding', 'alarm', 'realised', 'by_style', 'alarm_table', 
 
 # %% ../../nbs/trust/07_alarms.ipynb #abf77241
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 # %% ../../nbs/trust/07_alarms.ipynb #a444a26a
+from ..engine.figures import PAIR, PALETTE
 from ..engine.intervals import percent
 from ..evaluation import Predictions
 
@@ -131,23 +133,26 @@ def alarm_words(stated: dict) -> str:
 def _plot_found(ax, test, table):
     limits = np.unique(np.concatenate([_of(test, origin)[0] for origin in ('human', 'AI')]))
     ax.step(*([(_of(test, origin)[0] > limit).mean() for limit in limits] for origin in ('human', 'AI')),
-            color='grey', label='every limit, on test')
-    for colour, row in zip(('#0072B2', '#D55E00', '#009E73'), table.itertuples()):
+            color='grey')
+    ax.text(.03, .95, 'every limit, on test', color='grey', transform=ax.transAxes)
+    for colour, row in zip((PAIR[1], PAIR[0], PALETTE[3]), table.itertuples()):
         ax.hlines(row.caught, row.low, row.high, color=colour, lw=4, alpha=.5)
-        ax.plot(row.test_rate, row.test_caught, 'o', color=colour, label=f'{percent(row.rate)} stated')
+        ax.plot(row.test_rate, row.test_caught, 'o', color=colour)
+        ax.text(row.high, row.caught, f' {percent(row.rate)} stated', color=colour, va='top')
     ax.set_xscale('symlog', linthresh=1e-3)
     ax.set(xlabel='false alarms: human pictures called AI', ylabel='AI pictures found', xlim=(0, 1), ylim=(0, 1.02))
-    ax.legend(fontsize=8)
 
 # %% ../../nbs/trust/07_alarms.ipynb #9608d3bd
 _NO_RATE = 'no rate can be stated: these classes do not tell human from AI, or no validation picture is human'
 
 def _plot_styles(ax, styles, stated):
     rates = styles['false alarms']
-    ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color='#0072B2', lw=4, alpha=.4)
-    ax.plot(rates, styles.index, 'o', color='#0072B2')
+    ax.hlines(styles.index, styles.low.astype(float), styles.high.astype(float), color=PAIR[1], lw=4, alpha=.4)
+    ax.plot(rates, styles.index, 'o', color=PAIR[1])
     ax.axvline(stated.rate, color='grey', ls=':')
     ax.set(xlabel=f'false alarms, {percent(stated.rate)} stated (dotted)', xlim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
 
 # %% ../../nbs/trust/07_alarms.ipynb #1523f6c4
 def plot_alarms(

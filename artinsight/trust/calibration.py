@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from scipy import optimize, special
 
 # %% ../../nbs/trust/00_calibration.ipynb #bf5a525a
+from ..engine.figures import name_colours, PAIR
 from ..evaluation import BINS, evaluate, Predictions, TINY
 
 # %% ../../nbs/trust/00_calibration.ipynb #db981046
@@ -75,14 +76,17 @@ def calibration(
 def plot_calibration(p: Predictions, softened: Predictions | None = None) -> plt.Figure:
     "Reliability diagram and accuracy-coverage curve, as trained and after temperature scaling."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
-    for name, one, colour, mark in (('as trained', p, '#0072B2', 'o-'), ('softened', softened, '#D55E00', 's--')):
+    errors, names = {}, {}
+    for name, one, colour, mark in (('as trained', p, PAIR[1], 'o-'), ('softened', softened, PAIR[0], 's--')):
         if one is None: continue
         bins = reliability(one).dropna()
-        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4,
-                  label=f"{name}, ECE {bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one):.3f}")
-        right.plot(*coverage_curve(one)[['coverage', 'accuracy']].to_numpy().T, mark[1:], color=colour, label=name)
-    left.plot([0, 1], [0, 1], color='grey', ls=':', label='perfect')
+        error = bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one)
+        errors[f'{name}, ECE {error:.3f}'] = names[name] = colour
+        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4)
+        right.plot(*coverage_curve(one)[['coverage', 'accuracy']].to_numpy().T, mark[1:], color=colour)
+    left.plot([0, 1], [0, 1], color='grey', ls=':')
     left.set(xlabel='confidence', ylabel='accuracy', title=f'{BINS} bins of equal width', xlim=(0, 1), ylim=(0, 1))
     right.set(xlabel='coverage (share answered)', ylabel='accuracy when answered', xlim=(0, 1.02), ylim=(0, 1.02))
-    for ax in (left, right): ax.legend(fontsize=8)
+    name_colours(left, errors | {'dotted: perfect': 'grey'})
+    name_colours(right, names, y=.18)
     return fig

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 # %% ../../nbs/trust/01_maps.ipynb #d04f7158
+from ..engine.figures import name_colours, PAIR
 from ..engine.heatmaps import border_mass, enlarge
 from ..engine.intervals import error_bars, grouped
 from ..engine.layers import evaluating
@@ -194,10 +195,11 @@ def honesty(
     return dict(result, verdict=verdict(result), randomisation=table, curves=curves)
 
 # %% ../../nbs/trust/01_maps.ipynb #curves
+_MAPS = {'gradcam': PAIR[1], 'centre': PAIR[0], 'random': '#777777'}
+
 def _curves(ax, test, curves):
     means = curves[curves.test == test].groupby(['map', 'share']).probability.mean()
-    for name, style in dict(gradcam='#0072b2', centre='#e69f00', random='#777777').items():
-        ax.plot(means[name], color=style, label=name, ls='-' if name == 'gradcam' else '--')
+    for name, colour in _MAPS.items(): ax.plot(means[name], color=colour, ls='-' if name == 'gradcam' else '--')
     ax.set(title=test, xlabel='share of the picture', ylabel='probability of the answer', ylim=(0, None))
 
 # %% ../../nbs/trust/01_maps.ipynb #honesty-figure
@@ -206,11 +208,12 @@ def honesty_figure(result: dict, title: str = '') -> Figure:
     fig, table = Figure(figsize=(9, 3.3), layout='constrained'), result['randomisation']
     axs = fig.subplots(1, 3, width_ratios=[1.2, 1, 1])
     axs[0].axhline(0, color='.8', lw=1)
-    for name, style in (('rank_correlation', 'o-'), ('ssim', 's--')):
-        axs[0].plot(table.layer, table[name], style, ms=4, label=name.replace('_', ' '))
+    for name, style, colour in (('rank_correlation', 'o-', PAIR[1]), ('ssim', 's--', PAIR[0])):
+        axs[0].plot(table.layer, table[name], style, color=colour, ms=4)
     axs[0].set(ylim=(-1.05, 1.05), title='left after randomising down to', ylabel='likeness to the trained map')
     axs[0].tick_params(axis='x', rotation=90)
     for ax, test in zip(axs[1:], ('deletion', 'insertion')): _curves(ax, test, result['curves'])
-    for ax in axs[:2]: ax.legend(fontsize=8)
+    name_colours(axs[0], {'rank correlation': PAIR[1], 'ssim': PAIR[0]}, .97, side='right')
+    name_colours(axs[1], _MAPS, .97, side='right')
     fig.suptitle(f'{title}: {result["verdict"]}'.removeprefix(': '), fontsize=9)
     return fig

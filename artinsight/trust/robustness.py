@@ -18,10 +18,11 @@ from PIL import Image, ImageFilter, ImageOps
 
 # %% ../../nbs/trust/04_robustness.ipynb #518be5c7
 from ..engine.augment import normalise
+from ..engine.figures import colours
 from ..engine.intervals import error_bars, balanced, grouped, percent
 from ..engine.pictures import decode, squash
 from ..engine.runs import probabilities
-from ..data import choose, CLASSES, coarser, fingerprint
+from ..data import choose, CLASSES, coarser, fingerprint, ORIGINS
 from ..training import read_record
 from ..resnet18 import load_experiment, weights_name
 from ..evaluation import compare, evaluate, load, Predictions
@@ -76,16 +77,18 @@ def origin_errors(row: dict) -> str:  # such as '; human called AI 10 % -> 30 %'
 
 # %% ../../nbs/trust/04_robustness.ipynb #c4a7e012
 def plot_changes(result: dict) -> plt.Axes:
-    "Origin errors on changed pictures; a line says how many there are on unchanged ones."
+    "Origin errors on changed pictures, in the colour of their makers; a line says how many on unchanged ones."
     kinds = {'one resize, one JPEG pass': result['equalised'], **(result['robustness'] or {})}
-    _, ax = plt.subplots(figsize=(7, .24 * len(kinds) + .9), layout='constrained')
-    for error, colour, mark in (('human_called_AI', 'firebrick', 'o'), ('AI_called_human', 'steelblue', 's')):
+    _, ax = plt.subplots(figsize=(6, .26 * len(kinds) + 1.1), layout='constrained')
+    for origin, x, mark in (('human', 0, 'o'), ('AI', .5, 's')):
+        other, = {*ORIGINS} - {origin}
+        error, colour = f'{origin}_called_{other}', colours(ORIGINS)[origin]
         if result['equalised'][error] is None: continue  # no picture of that origin
-        ax.plot([row[error] for row in kinds.values()], list(kinds), mark, color=colour, label=error.replace('_', ' '))
+        ax.plot([row[error] for row in kinds.values()], list(kinds), mark, color=colour)
         ax.axvline(result['equalised'][f'{error}_before'], color=colour, lw=.8)
+        ax.text(x, 1.02, error.replace('_', ' '), color=colour, transform=ax.transAxes)
     ax.set(xlim=(-.02, 1.02), xlabel='share of these pictures')
     ax.invert_yaxis()
-    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 # %% ../../nbs/trust/04_robustness.ipynb #e692da78

@@ -17,6 +17,7 @@ from scipy import fft
 from sklearn import pipeline, preprocessing, svm, tree
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #a294d41e
+from ..engine.figures import PAIR
 from ..engine.intervals import balanced
 from ..engine.workers import run_in_processes
 from ..engine.pictures import open_picture, PICTURE_ERRORS, squash
@@ -225,14 +226,16 @@ def shortcut_table(result: dict) -> pd.DataFrame:  # question, feature, score, l
 def plot_probes(result: dict, question: str = 'origin') -> plt.Axes:
     "What each feature alone tells, beside chance and the model."
     table = shortcut_table(result).query('question == @question').iloc[::-1]
-    _, ax = plt.subplots(figsize=(7, .26 * len(table) + 1), layout='constrained')
+    _, ax = plt.subplots(figsize=(6, .28 * len(table) + 1.1), layout='constrained')
     ends = [table.score - table.low, table.high - table.score]
-    ax.barh(table.feature, table.score, xerr=ends, color=np.where(table.shortcut, 'firebrick', 'lightgrey'),
+    ax.barh(table.feature, table.score, xerr=ends, color=np.where(table.shortcut, PAIR[0], 'lightgrey'),
             ecolor='dimgrey')
-    ax.axvline(table.chance.mean(), color='black', ls=':', label='chance')
-    if table.model.notna().all(): ax.axvline(table.model.mean(), color='steelblue', label='the model')
+    lines = {'chance': (table.chance.mean(), '#4a4640', ':'), 'the model': (table.model.mean(), PAIR[1], '-')}
+    for (name, (x, colour, style)), side in zip(lines.items(), ('right', 'left')):
+        if np.isnan(x): continue
+        ax.axvline(x, color=colour, ls=style)
+        ax.text(x, 1, f' {name} ', color=colour, ha=side, va='bottom', transform=ax.get_xaxis_transform())
     ax.set(xlim=(0, 1), xlabel=f'{question}: balanced accuracy, 95 % interval')
-    ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return ax
 
 # %% ../../nbs/trust/02_shortcuts.ipynb #74e5e6ca

@@ -157,7 +157,7 @@ def plot_costs(
         y = row.accuracy if done else row.validation
         if done: ax.errorbar(x, y, [[y - row.low], [row.high - y]], fmt='o', color='C0')
         else: ax.plot(x, y, 'o', color='C0', markerfacecolor='none')
-        ax.annotate(row.experiment, (x, y), (5, 4), textcoords='offset points', fontsize=8)
+        ax.annotate(row.experiment, (x, y), (5, 4), textcoords='offset points')
     ax.set(xscale='log', xlabel=cost, ylabel='accuracy (hollow: validation)')
     return ax
 
