@@ -34,6 +34,7 @@ from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
 from artinsight.engine.pictures import BadPicture
 
+import axe
 import browsing
 from hostile import hostile
 from scripts import call
@@ -182,8 +183,37 @@ def test_many_files_give_a_table_with_a_row_each(browser, address, pictures, tmp
         rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
         assert [row['path'] for row in rows] == [file.name for file in files]
         assert [bool(row['problem']) for row in rows] == [False] * (len(files) - 1) + [True]
-        assert page.locator('img.sheet').evaluate('o => o.naturalWidth') > 600
+        pictures_wide = page.locator('.sheet img').evaluate_all('all => all.map(o => o.naturalWidth)')
+        assert len(pictures_wide) == len(files) - 1 and min(pictures_wide) >= 90
         assert 'broken.png' in page.locator('.art li').inner_text()
+
+
+def test_many_answers_are_sorted_and_filtered(browser, address, run, pictures, tmp_path_factory):
+    "The likeliest AI first; a choice by keyboard leaves one kind, on a phone, and nothing is asked of the server"
+    files = pictures[::40]
+    said = {file.name: row for file, row in zip(files, run.predict(files).to_dict('records'))}
+    ranked = sorted(said, key=lambda name: -said[name]['AI'])
+    wanted = {'all': ranked, 'AI': [name for name in ranked if said[name]['origin'] == 'AI'],
+              'human': [name for name in ranked if said[name]['origin'] == 'human'],
+              'unsure': [name for name in ranked if said[name]['unsure']]}
+    assert len({len(names) for names in wanted.values()}) > 2 and all(wanted.values())
+    with visiting(browser, address, 390) as page:
+        page.get_by_role('tab', name='Many').click()
+        page.locator('input[type=file]').last.set_input_files([str(file) for file in files])
+        page.locator('.show').wait_for(timeout=60_000)
+        asked = []
+        page.on('request', lambda request: asked.append(request.url))
+        page.locator('[name=show][value=all]').focus()
+        for kind, names in wanted.items():
+            if kind != 'all': page.keyboard.press('ArrowRight')
+            shown = page.locator('.sheet figure:visible figcaption').all_inner_texts()
+            assert [text.splitlines()[0] for text in shown] == names, kind
+            assert all(text.endswith('unsure') == said[name]['unsure'] for text, name in zip(shown, names))
+            choice = page.locator('.show label').filter(has=page.locator(':checked')).inner_text()
+            assert choice.strip() == f'{kind} ({len(names)})'
+        assert asked == [] and page.evaluate('document.documentElement.scrollWidth') <= 390
+        page.screenshot(path=str(shot := tmp_path_factory.getbasetemp()/'many-390.png'), full_page=True)
+        print(shot)
 
 
 def test_a_bad_file_gets_a_message(browser, address, tmp_path):
@@ -217,6 +247,33 @@ def test_several_runs_stand_in_one_table_and_a_correction_is_kept(browser, among
     assert said['file'] == kept.path[0] and said['right'] == 'human_ukiyo_e' and said['class']
     saved = np.asarray(Image.open(folder/said['file']))
     assert np.array_equal(saved, np.asarray(open_upload(pictures[0])))
+
+
+# What Gradio 6.31 makes of the small button above chosen files: a button in a button. Its name is ours: app._NAMES.
+GRADIOS_OWN = [('nested-interactive', 'aria-label="Add files"')]
+
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
+def test_no_serious_fault_for_a_screen_reader(browser, runs, pictures, tmp_path, width, dark):
+    "By axe-core: without a picture, with an answer, with many answers, and the card"
+    from artinsight.sample import painted_sample
+    asked = [runs/'simple_cnn', runs/'resnet18_base', '--data', painted_sample(2, 7), '--corrections', tmp_path/'kept']
+    with serving('artinsight_app', *asked) as (address, _):
+        with visiting(browser, address, width, dark) as page:
+            faults = {'nothing chosen': axe.faults(page)}
+            upload(page, pictures[0])
+            page.get_by_text('What each run says').wait_for(timeout=60_000)
+            faults['answered'] = axe.faults(page)
+            page.get_by_role('tab', name='Many').click()
+            page.get_by_text('Click to Upload').last.wait_for(timeout=10_000)
+            faults['no files'] = axe.faults(page)
+            page.locator('input[type=file]').last.set_input_files([str(file) for file in pictures[::50]])
+            page.wait_for_selector('a.get', timeout=60_000)
+            faults['many answers'] = axe.faults(page, GRADIOS_OWN)
+            page.get_by_role('tab', name='About').click()
+            page.get_by_role('heading', name='Limits').first.wait_for(timeout=10_000)
+            faults['card'] = axe.faults(page)
+    assert not any(faults.values()), {state: found for state, found in faults.items() if found}
 
 
 def test_300_hostile_files_neither_crash_nor_hang(run, real, tmp_path):

@@ -1,8 +1,11 @@
 "`artinsight_predict` and `artinsight_explain` as a user meets them: good input, odd input, no input."
+import io
 import json
 import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -179,6 +182,34 @@ def test_explain_leaves_a_png_and_a_json_for_each_good_file(folder, odd, tmp_pat
         told = json.loads((tmp_path/'maps'/f'{path.stem}.json').read_text())
         assert told['path'] == str(path) and told['asked'] == 'AI' and len(told['map']) == told['map_size'][0] >= 4
         assert Image.open(tmp_path/'maps'/f'{path.stem}.png').size[0] > 500
+
+
+class Terminal(io.StringIO):
+    def isatty(self): return True
+
+
+def test_progress_is_told_where_it_is_wanted(run, folder, pictures, monkeypatch):
+    "Of a folder and of a generator, on a terminal, in several batches; a table comes as ever"
+    many, shown = pictures[:300], Terminal()
+    silent = run.predict(many)
+    monkeypatch.setattr(sys, 'stderr', shown)
+    again = run.predict((path for path in many), progress=True)
+    pd.testing.assert_frame_equal(again, silent)
+    assert shown.getvalue().split('\r')[-1].startswith('asked: 300/300 pictures, ') and shown.getvalue()[-1] == '\n'
+    told = len(shown.getvalue())
+    run.predict(many)
+    run.predict(many[:9], progress=True)
+    assert len(shown.getvalue()) == told, 'told unasked, or about a few'
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_the_console_tells_progress_to_terminals_alone(folder, pictures, monkeypatch, capsys, terminal):
+    from artinsight.use.commands import artinsight_predict
+    shown = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', shown)
+    artinsight_predict(str(folder), list(map(str, pictures[:300])), json=True)
+    assert len(json.loads(capsys.readouterr().out)) == 300
+    assert ('asked: 300/300 pictures' in shown.getvalue()) == terminal and bool(shown.getvalue()) == terminal
 
 
 @pytest.mark.parametrize('words, why', [(('--layer', 'nothing'), 'no layer'), (('--target', 'cubism'), 'cubism')])

@@ -18,6 +18,7 @@ from artinsight.data import CLASSES, TARGETS, coarser
 from artinsight.evaluation import Predictions, bootstrap, compare, confusion, load, results_table
 from artinsight.sample import painted_sample
 from artinsight.study import find_experiment, run_experiment
+from artinsight.trust.alarms import alarm, alarm_table, by_style, plot_alarms
 from artinsight.trust.audit import audit
 from artinsight.trust.calibration import calibration
 from artinsight.training import read_record
@@ -155,6 +156,42 @@ def test_an_origin_run_at_work(asked, tmp_path):
     assert 'right class of 2' in text and 'It cannot be audited' in text and 'ten styles' not in text
     with pytest.raises(ValueError, match='does not tell style and origin'): audit(asked['origin'], frame.attrs['root'])
     assert calibration(load(run.path, 'validation'), load(run.path))['ece_after'] >= 0
+
+
+def test_an_origin_run_states_false_alarms_and_is_asked_again(asked):
+    "As a run of all classes does: table, card and page; what flips is the origin alone"
+    run, frame = load_run(asked['origin']), data.index(painted_sample())
+    pictures = [f"{frame.attrs['root']}/{path}" for path in frame.path[frame.split == 'test'][::20]]
+    table = run.predict(pictures, steady=True, false_alarms=.05)
+    assert table.called_AI.tolist() == (table.AI > run.alarm(.05)['limit']).tolist()
+    assert (table.steady == (table.because == '')).all() and (table.unsure | table.steady).all()
+    words = {part.split(': ')[1] for because in table.because if because for part in because.split('; ')}
+    assert words <= {'human', 'AI'}
+    validation, test = (load(run.path, part).soften(run.calibration['temperature']) for part in ('validation', 'test'))
+    assert run.alarm(.05) == alarm(validation, .05) and alarm_table(validation, test).test_pictures.iloc[0] > 0
+    assert len(by_style(test, run.alarm(.05)['limit'])) == len(data.STYLES)
+    told = answer_upload(run, None, pictures[0])[0]
+    assert 'May a human be called AI?' in told and 'Asked again' in told and 'False alarms, from' in card(run)
+
+
+@pytest.mark.parametrize('which', ['own', 'style'])
+def test_a_run_that_knows_no_origin_is_asked_again_but_states_no_rate(asked, own, which):
+    "Rates are left out of card and page, and refused in a line where they are asked for"
+    folder, path = own if which == 'own' else (painted_sample()/'test', asked['style'])
+    run, picture = load_run(path), next(Path(folder).rglob('*.png' if which == 'own' else '*.jpg'))
+    row = run.predict(picture, steady=True).iloc[0]
+    assert row.spread[0] <= row.probability <= row.spread[1] + 1e-6 and row.steady == (row.because == '')
+    assert run.alarms() == [] and 'AI' not in row and 'called_AI' not in row
+    validation = load(path, 'validation')
+    assert alarm_table(validation).empty
+    for ask in (lambda: alarm(validation), lambda: run.alarm(.01), lambda: plot_alarms(validation, load(path))):
+        with pytest.raises(ValueError, match='does not tell|do not tell'): ask()
+    told = answer_upload(run, None, picture)[0]
+    assert 'May a human' not in told and 'Asked again' in told and 'False alarms' not in card(run)
+    assert '(unsure' in printed('artinsight_predict', path, picture, '--steady').stdout or row.steady
+    refused = call('artinsight_predict', path, picture, '--false_alarms', '.01')
+    assert refused.returncode == 2 and refused.stdout == '' and refused.stderr.count('\n') == 1
+    assert 'does not tell human from AI' in refused.stderr
 
 
 def test_thirty_classes_at_work(asked):

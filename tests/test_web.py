@@ -13,6 +13,7 @@ from artinsight.data import index
 from artinsight.use.predict import as_batch, load_run
 from artinsight.use.web import runtime_files, to_web
 
+import axe
 import browsing
 from hostile import hostile
 
@@ -151,6 +152,20 @@ def test_how_it_looks(browser, runs, bundled, pictures, tmp_path_factory, width,
         page.evaluate("document.querySelector('#opacity').value = 50; document.querySelector('#opacity').oninput()")
         page.screenshot(path=str(shot := tmp_path_factory.getbasetemp()/f'web-{width}.png'), full_page=True)
         print(shot)
+
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
+def test_no_serious_fault_for_a_screen_reader(browser, bundled, pictures, tmp_path, width, dark):
+    "By axe-core: without a picture, with an answer, and with a file that is none"
+    (tmp_path/'note.jpg').write_text('not a picture')
+    with serving(bundled) as address, visiting(browser, address, width, dark) as page:
+        faults = {'nothing chosen': axe.faults(page)}
+        ask(page, pictures[0])
+        page.locator('summary').click()
+        faults['answered'] = axe.faults(page)
+        ask(page, tmp_path/'note.jpg')
+        faults['no picture'] = axe.faults(page)
+    assert not any(faults.values()), {state: found for state, found in faults.items() if found}
 
 
 def test_it_answers_when_the_net_is_gone(browser, bundled, pictures):

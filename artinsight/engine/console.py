@@ -110,6 +110,6 @@ def show_progress(
             if done == total or (sys.stderr.isatty() and time.time() - shown > .5):
                 shown = time.time()
                 rate = done * pictures / max(shown - begin, 1e-9)
-                end = '\n' if done == total else ''
-                line = f'\r{what}: {done}/{total} blocks of {pictures}, {rate:.0f} pictures/s '
+                end, unit = '\n' if done == total else '', f'blocks of {pictures}' if pictures > 1 else 'pictures'
+                line = f'\r{what}: {done}/{total} {unit}, {rate:.0f} pictures/s '
                 print(line, end=end, file=sys.stderr, flush=True)

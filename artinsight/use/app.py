@@ -27,8 +27,17 @@ from .page import (
     answer_upload, batch_html, compare_html, CSS, HINT, MAX_BYTES, MAX_FILES, Neighbours, open_upload)
 
 # %% ../../nbs/use/04_app.ipynb #46f2b076
-_NAME_PICTURE = """() => new MutationObserver(() => document.querySelectorAll('#picture img').forEach(
-  o => o.alt = 'The picture you chose')).observe(document.body, {childList: true, subtree: true})"""
+_NAMES = """() => {
+  const each = (found, name) => document.querySelectorAll(found).forEach(name);
+  const name = () => {
+    each('#picture img', o => o.alt = 'The picture you chose');
+    each('.gallery-item', (o, i) => o.ariaLabel = `Example ${i + 1}`);
+    each('button.upload-container[aria-label]:not(.icon-mode)', o => o.removeAttribute('aria-label'));
+    each('button[aria-label="common.upload"]', o => o.ariaLabel = o.title = 'Add files');
+  };
+  name();
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}"""
 _FADE = "v => document.querySelectorAll('.stack .heat').forEach(o => o.style.opacity = v / 100)"
 
 # %% ../../nbs/use/04_app.ipynb #app-100
@@ -131,7 +140,7 @@ def _one_picture(gr, run: Run, near, examples: list, others: list, corrections):
 # %% ../../nbs/use/04_app.ipynb #ad053544
 def _many(gr, run: Run):
     "The tab for many pictures."
-    files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}'), gr.HTML()
+    files, sheet = gr.File(file_count='multiple', label=f'Pictures, up to {MAX_FILES}', height=240), gr.HTML()
     files.change(lambda files: batch_html(run, files) if files else '', files, sheet, api_name='batch')
 
 # %% ../../nbs/use/04_app.ipynb #7baa07da
@@ -153,7 +162,7 @@ def build_app(run: Run, data=None, keep: int = 600, others=(), corrections=None)
         with gr.Tab('One picture'): _one_picture(gr, run, near, _examples(run, data), list(others), corrections)
         with gr.Tab('Many'): _many(gr, run)
         with gr.Tab('About'): gr.Markdown('\n\n'.join(map(card, [run, *others])), elem_classes='card')
-        page.load(None, js=_NAME_PICTURE)
+        page.load(None, js=_NAMES)
     return page
 
 # %% ../../nbs/use/04_app.ipynb #app-103
@@ -169,8 +178,9 @@ def serve(
     page = build_app(run, data, others=others, corrections=corrections).queue(max_size=64, default_concurrency_limit=1)
     gr, = need('app', 'gradio')
     fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['ui-monospace', 'monospace']}
+    readable = {'body_text_color_subdued': '*neutral_600', 'link_text_color_dark': '*secondary_400'}
     host = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')  # a container must listen to its outside
-    settings = {'server_name': host, 'theme': gr.themes.Base(primary_hue='blue', **fonts), 'css': CSS,
+    settings = {'server_name': host, 'theme': gr.themes.Base(primary_hue='blue', **fonts).set(**readable), 'css': CSS,
                 'max_file_size': MAX_BYTES, 'footer_links': [], 'ssr_mode': False}
     with own_machine(launch.get('share')): page.launch(**{**settings, **launch})
     return page

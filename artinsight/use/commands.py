@@ -210,7 +210,7 @@ def artinsight_predict(
     "Say style and origin of pictures."
     from artinsight.use.predict import answer_line, load_run, report_bad
     opened = load_run(run, device)
-    frame = opened.predict(images, steady=steady, false_alarms=false_alarms)
+    frame = opened.predict(images, steady=steady, false_alarms=false_alarms, progress=sys.stderr.isatty())
     if false_alarms: _tell_alarm(opened, false_alarms)
     if json: print(_json.dumps(_rows(frame), indent=1))
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import get_ident
 
 import numpy as np, pandas as pd, torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from fastcore.basics import patch
 from torch import nn
 
@@ -238,7 +238,7 @@ def _predict_upload(run: Run, file) -> tuple:  # a row as of Run.predict, a thum
     try: picture = open_upload(file)
     except BadPicture as bad: return {'path': name, 'problem': bad.reason}, None
     [verdict] = run.judge(run.probs(as_batch(picture, run.size)))
-    return {'path': name, **verdict, 'problem': ''}, ImageOps.contain(picture, (120, 120))
+    return {'path': name, **verdict, 'problem': ''}, ImageOps.contain(picture, (160, 160))
 
 def predict_uploads(run: Run, files: list) -> tuple:
     "Predictions for strangers' files: rows, one a file, readable or not; thumbnails."
@@ -246,23 +246,34 @@ def predict_uploads(run: Run, files: list) -> tuple:
     return zip(*(pair for pairs in batches for pair in pairs))
 
 # %% ../../nbs/use/03_page.ipynb #app-094
-def _caption(row: dict) -> str:
+def _answer_words(row: dict) -> str:
     "A row of predict_uploads under its picture."
-    if row['problem']: return 'not readable'
-    first, unsure = words(row.get('style', row['class'])), ', unsure' if row['unsure'] else ''
-    if 'AI' in row: return f"{first}\n{row['origin']} {max(row['AI'], 1 - row['AI']):.0%}{unsure}"
-    return f"{first[:20]}\n{row['probability']:.0%}{unsure}"
+    first = [] if row['class'] == row.get('origin') else [words(row.get('style', row['class']))]
+    sure = f"{row['origin']} {max(row['AI'], 1 - row['AI']):.0%}" if 'AI' in row else f"{row['probability']:.0%}"
+    return ', '.join([*first, sure, *(['unsure'] if row['unsure'] else [])])
+
+def _kinds(row: dict) -> list:
+    "What a visitor may choose an answer by."
+    return [*([row['origin']] if 'origin' in row else []), *(['unsure'] if row['unsure'] else [])]
 
 # %% ../../nbs/use/03_page.ipynb #6a6d74fa
-def _contact_sheet(rows: list, thumbs: list, across: int = 6) -> Image.Image:
-    "All pictures with what the model said, on one sheet."
-    sheet = Image.new('RGB', (across * 130 + 10, -(-len(rows) // across) * 168 + 10), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for i, (row, thumb) in enumerate(zip(rows, thumbs)):
-        x, y = 10 + i % across * 130, 10 + i // across * 168
-        if thumb: sheet.paste(thumb, (x, y))
-        draw.multiline_text((x, y + 123), _caption(row), 'black', font_size=13)
-    return sheet
+def _choice_html(rows: list) -> str:
+    "What a visitor may see of many answers: all, or one kind alone."
+    kinds = 'AI', 'human', 'unsure'
+    counts = {'all': len(rows), **{kind: sum(kind in _kinds(row) for row in rows) for kind in kinds}}
+    choices = ''.join(f'<label><input type="radio" name="show" value="{kind}"{" checked" * (kind == "all")}>'
+                      f' {kind} ({count})</label>' for kind, count in counts.items() if count)
+    return f'<fieldset class="show"><legend>Show</legend>{choices}</fieldset>'
+
+
+# %% ../../nbs/use/03_page.ipynb #ea35aca9
+def _sheet_html(answers: list) -> str:  # of (row, thumbnail), both of readable files
+    "All pictures with what the model said, the likeliest AI first and then the unsure, and the choice of a kind."
+    ranked = sorted(answers, key=lambda pair: (-pair[0].get('AI', 0), not pair[0]['unsure']))
+    figures = ''.join(f'''<figure data-is="{' '.join(_kinds(row))}"><img src="{_data_uri(thumb)}" alt="">
+<figcaption>{html.escape(row['path'])}<br>{html.escape(_answer_words(row))}</figcaption></figure>'''
+                      for row, thumb in ranked)
+    return f'{_choice_html([row for row, _ in ranked])}<div class="near sheet">{figures}</div>'
 
 # %% ../../nbs/use/03_page.ipynb #a078ac80
 def _csv_uri(rows: list, classes: tuple) -> str:
@@ -272,28 +283,19 @@ def _csv_uri(rows: list, classes: tuple) -> str:
     table['path'] = ["'" + name if name[0] in '=+-@' else name for name in table.path]  # no formula, for spreadsheets
     return f'data:text/csv;base64,{base64.b64encode(table.to_csv(index=False).encode()).decode()}'
 
-# %% ../../nbs/use/03_page.ipynb #app-095
-_SHEET = 'Contact sheet: each picture with what the model says, the likeliest AI first'
-
-def _suspicion(pair: tuple) -> tuple:
-    "What a sheet is sorted by: the likeliest AI first, then the unsure, last what could not be read."
-    row, _ = pair
-    return bool(row['problem']), -row.get('AI', 0), not row.get('unsure', False)
-
 # %% ../../nbs/use/03_page.ipynb #3af5902f
 def batch_html(run: Run, files: list) -> str:
-    "A CSV file to download with one row a file, a contact sheet, and what could not be read."
+    "A CSV file to download with one row a file, a sheet of thumbnails, and what could not be read."
     if len(files) > MAX_FILES:
         return _problem_html(f'These are {len(files)} files: at most {MAX_FILES} at once, please.')
     rows, thumbs = predict_uploads(run, files)
-    ranked = sorted(zip(rows, thumbs), key=_suspicion)
     bad = [f"<li>{html.escape(row['path'])}: {html.escape(row['problem'])}</li>" for row in rows if row['problem']]
     unsure, read = sum(bool(row.get('unsure')) for row in rows), len(rows) - len(bad)
-    table = _csv_uri(rows, run.classes)
     problems = f"<p>Not readable:</p><ul>{''.join(bad)}</ul>" if bad else ''
-    return f'''<div class="art" role="status"><h2>{read} of {len(rows)} files read, {unsure} answers unsure</h2>
-<a class="get" download="predictions.csv" href="{table}">Download as CSV</a><div class="wide" tabindex="0">
-<img class="sheet" src="{_data_uri(_contact_sheet(*zip(*ranked)))}" alt="{_SHEET}"></div>{problems}</div>'''
+    sheet = _sheet_html([pair for pair in zip(rows, thumbs) if pair[1]]) if read else ''
+    return f'''<div class="art"><h2 role="status">{read} of {len(rows)} files read, {unsure} answers unsure</h2>
+<a class="get" download="predictions.csv" href="{_csv_uri(rows, run.classes)}">Download as CSV</a>{sheet}
+{problems}</div>'''
 
 # %% ../../nbs/use/03_page.ipynb #7f73382a
 def _run_line(run: Run, picture) -> str:

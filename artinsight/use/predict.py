@@ -12,6 +12,7 @@ import glob, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -20,6 +21,7 @@ from fastcore.basics import chunked, num_cpus, patch
 from torch import nn
 
 # %% ../../nbs/use/00_predict.ipynb #f84477c1
+from ..engine.console import show_progress
 from ..engine.files import printable, user_path
 from ..engine.workers import keep_freed_memory
 from ..engine.pictures import BadPicture, open_picture, picture_files, squash, to_rgb
@@ -250,7 +252,16 @@ def alarms(self: Run) -> list:  # of dicts, one for each rate that the pictures 
     except ValueError: return []
     return [one for i, one in enumerate(told) if one['enough'] or i == 0 or told[i - 1]['enough']]
 
+
+# %% ../../nbs/use/00_predict.ipynb #8dd3bb29
 def _name_of(image, i: int) -> str: return str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i}'
+
+@patch
+def _answers(self: Run, images: list, batch_size: int, workers, steady: bool, progress: bool) -> list:  # of dicts
+    "Ask about batch after batch; where there are several, and `progress` is wanted, say how far it is."
+    rows = chain.from_iterable(in_batches(partial(self.predict_some, steady=steady), images, batch_size, workers))
+    if progress and len(images) > batch_size: rows = show_progress(rows, len(images), 'asked')
+    return [{**row, 'path': _name_of(image, i)} for i, (row, image) in enumerate(zip(rows, images))]
 
 # %% ../../nbs/use/00_predict.ipynb #app-029
 @patch
@@ -260,14 +271,13 @@ def predict(self: Run,
     workers: int | None = None,  # threads, which decode and compute; None: one a core
     steady: bool = False,  # ask again, see trust.steady: costs five times as much
     false_alarms: float | None = None,  # say what is called AI at this rate, see trust.alarms
+    progress: bool = False,  # a bar in notebooks, a line on standard error elsewhere, if there are many pictures
 ) -> pd.DataFrame:  # a row a picture, in order; problem says why one could not be read
     "Style, origin and class of pictures; what can't be read is named, the rest done; ValueError for an unknown rate."
     limit = false_alarms and self.alarm(false_alarms)['limit']
     if self.device.type == 'cpu': keep_freed_memory()
     images, batch_size = list_images(images), batch_size or (256 if self.size < 64 else 32)
-    ask = partial(self.predict_some, steady=steady)
-    answers = [row for rows in in_batches(ask, images, batch_size, workers) for row in rows]
-    for i, (image, answer) in enumerate(zip(images, answers)): answer['path'] = _name_of(image, i)
+    answers = self._answers(images, batch_size, workers, steady, progress)
     frame = pd.DataFrame(answers, columns=answer_columns(self.classes, steady))
     if limit: frame.insert(len(frame.columns) - 1, 'called_AI', frame.AI > limit)
     return frame
