@@ -40,6 +40,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    "Extensions complain of what is left at the end."
+    gc.unfreeze()
+
+
 @pytest.fixture(scope='session', autouse=True)
 def scripts_on_path():
     "The console scripts of this environment come first, however pytest was called."

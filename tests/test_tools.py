@@ -65,6 +65,33 @@ def test_what_make_report_has_processed_is_taken_over_where_it_is_the_same(build
     assert [path.name for path in (here/'_proc').iterdir()] == ['same.ipynb']
 
 
+def test_nbdev_is_not_called_where_it_would_find_nothing_to_do(builder, tmp_path, monkeypatch):
+    write_notebooks(tmp_path, one='1', two='2')
+    calls = []
+    def process(module, call, project):
+        calls.append(call)
+        for file in (project/'nbs').iterdir():
+            (project/'_proc').mkdir(exist_ok=True)
+            (project/'_proc'/file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(builder, 'nbdev', process)
+    def again():
+        calls.clear()
+        assert builder.process(tmp_path) == tmp_path/'_proc'
+        return len(calls)
+    assert [again(), again()] == [1, 0]
+    later = (tmp_path/'_proc').stat().st_mtime + 10
+    os.utime(tmp_path/'nbs/one.ipynb', (later, later))
+    assert again() == 1
+    os.utime(tmp_path/'nbs/one.ipynb', (0, 0))
+    assert again() == 0
+    (tmp_path/'nbs/styles.css').touch()
+    os.utime(tmp_path/'nbs/styles.css', (0, 0))
+    assert again() == 1, 'it is not there yet'
+    (tmp_path/'artinsight/data.py').touch()
+    os.utime(tmp_path/'artinsight/data.py', (later, later))
+    assert again() == 1 and 'force=True' in calls[0]
+
+
 def test_pandoc_makes_a_page_once_and_keeps_its_pictures(builder, tmp_path, monkeypatch):
     "Once for each text and name of a file, whatever its pictures are."
     made, convert = [], pypandoc.convert_text

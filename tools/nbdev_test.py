@@ -25,4 +25,5 @@ nbdev.test.nbglob = untested
 if __name__ == '__main__':
     import_module('artinsight.all')
     gc.freeze()  # shared by the workers, and not looked through by any collection
-    nbdev.test.nbdev_test()
+    try: nbdev.test.nbdev_test()
+    finally: gc.unfreeze()  # extensions complain at the end of what is left

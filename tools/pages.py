@@ -54,8 +54,18 @@ def nbdev(module, call, project):
     if done.returncode: sys.exit(f'nbdev: {call} failed:\n{done.stderr[-3000:].strip()}')
 
 def newest_module(project):
-    "When a module, or the settings, changed last."
-    return max(path.stat().st_mtime for path in [*project.glob('artinsight/**/*.py'), project/'settings.ini'])
+    "When a module, the settings, or what is installed changed last."
+    more = project/'settings.ini', *ROOT.glob('.venv/.setup-stamp')
+    return max(path.stat().st_mtime for path in [*project.glob('artinsight/**/*.py'), *more])
+
+def is_processed(project):
+    "Whether nbdev would find nothing to do, by the dates that it looks at: importing it takes seconds."
+    folder, nbs = project/'_proc', project/'nbs'
+    if not folder.exists() or newest_module(project) > folder.stat().st_mtime: return False
+    files = [path for path in nbs.rglob('*') if path.is_file() and (path.name == '_quarto.yml'
+             or not any(part.startswith(('.', '_')) for part in path.relative_to(nbs).parts))]
+    made = folder.stat().st_mtime
+    return all((folder/path.relative_to(nbs)).exists() and path.stat().st_mtime <= made for path in files)
 
 def take_over(project, copy):
     "What `make report` has processed in its copy need not be processed again where it is the same here."
@@ -72,6 +82,7 @@ EXPORT_AND_CLEAN = 'doclinks', 'nbdev_export(); from nbdev import clean; clean.n
 def process(project):
     "The folder `_proc` of what nbdev hands to Quarto. A notebook is processed again when it, or a module, has changed."
     folder = project/'_proc'
+    if is_processed(project): return folder
     newest = newest_module(project)
     nbdev('serve', f'proc_nbs(n_workers=2, force={folder.exists() and newest > folder.stat().st_mtime})', project)
     os.utime(folder)  # younger than the modules now
