@@ -56,6 +56,18 @@ def test_one_step_of_the_modern_recipe_moves_every_weight(name, loaders):
 
 
 @pytest.mark.parametrize('name', [*SMALL, *LARGE])
+def test_the_head_is_new_and_all_else_is_the_library_s(name):
+    "Against the library's own model of 1000 classes: the same entries of the same shapes, but for its last layer."
+    short, model = name.removeprefix('timm/'), build_backbone(name, 20, 'none')
+    theirs = (models.get_model(name) if short == name else timm.create_model(short)).state_dict()
+    own, head = model.state_dict(), find_head(model)
+    assert own.keys() == theirs.keys()
+    assert {key for key in own if own[key].shape != theirs[key].shape} == {f'{head}.weight', f'{head}.bias'}
+    assert all(own[f'{head}.{part}'].shape == (20, *theirs[f'{head}.{part}'].shape[1:]) for part in ('weight', 'bias'))
+    if short != name: assert model.get_classifier() is model.get_submodule(head)
+
+
+@pytest.mark.parametrize('name', [*SMALL, *LARGE])
 def test_maps_agree_with_captum(name):
     model, x = lively(name), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     layer = default_layer(model, 64)

@@ -1,5 +1,7 @@
 "Comparing under one budget: what is paused goes on to the last bit, what is dropped is not looked at, faults are told."
 import json
+import os
+import subprocess
 from dataclasses import replace
 
 import numpy as np, pytest
@@ -12,6 +14,7 @@ from artinsight.study import run_experiment
 from artinsight.training import Experiment, read_record
 from artinsight.use.commands import artinsight_compare
 from artinsight.use.compare import Contest, epochs_of, halve, leaderboard, rungs
+from scripts import python
 
 PLAIN = Experiment('plain', 'simple_cnn', epochs=4, patience=0, lr=.03, batch_size=32, one_cycle=True)
 
@@ -75,3 +78,15 @@ def test_rungs_halve_and_end_with_what_is_kept():
 def test_a_table_without_a_finished_run_has_no_best(folder, tmp_path):
     table = leaderboard(Contest([PLAIN], index(folder), tmp_path, 'none', 'cpu'))
     assert table.state.tolist() == ['0 of 4 epochs'] and np.isnan(table.accuracy).all() and table.gflops[0] > 0
+
+
+def test_among_several_ranks_it_refuses_at_once(tmp_path):
+    "Before it looks for data, and before anything large is imported."
+    env, command = {**os.environ, 'WORLD_SIZE': '2', 'RANK': '1'}, python('artinsight_compare', 'plain', 'late')
+    command[1:1] = ['-X', 'importtime']
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    *imports, line = done.stderr.splitlines()
+    assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
+    assert line == ('artinsight_compare: one process compares: start this without torchrun, '
+                    'then artinsight_train NAME with it')
+    assert all(each.startswith('import time:') and '| torch' not in each for each in imports)

@@ -5,6 +5,7 @@ tried here.
 """
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
 from artinsight import study
 from artinsight.data import index, parts
@@ -33,6 +35,7 @@ changes = {'epochs': int(epochs), 'augment': ('hflip', 'rotation', 'crop', 'colo
 run_experiment(replace(EXPERIMENTS['simple_cnn'], **changes), index(data), runs, 'none', 'cpu')
 """
 LOSSES = ['train_loss', 'valid_loss', 'accuracy']
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -89,6 +92,42 @@ def test_two_processes_train_as_one(few, tmp_path, monkeypatch):
     for name, value in weights[0].items(): torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
     assert read_record(tmp_path/'two/simple_cnn')['environment']['world_size'] == 2
     assert two.stderr.count('epoch 4,') == 1, 'one process speaks for all'
+
+
+def readme_blocks():
+    "The lines of the README for one machine, for two, and for Slurm."
+    words = (ROOT/'README.md').read_text(encoding='utf-8').partition('## On several GPUs')[2].partition('\n## ')[0]
+    return re.findall(r'^```sh\n(.*?)^```', words, re.M | re.S)
+
+
+def test_the_readme_s_lines_are_few_and_torchrun_understands_them():
+    one, two, slurm = blocks = readme_blocks()
+    assert all(len(block.splitlines()) <= 5 for block in blocks)
+    assert slurm.startswith('#!/bin/bash\n#SBATCH '), 'sbatch takes no file without it'
+    assert subprocess.run(['bash', '-n'], input=slurm, text=True, capture_output=True).stderr == ''
+    for block, nodes, processes in ((one, '1:1', '2'), (two, '2', '4'), (slurm, '2', '4')):
+        line, = re.findall(r'^(?:srun )?torchrun (.*)', block.replace('\\\n', ''), re.M)
+        given = get_args_parser().parse_args(shlex.split(line))
+        assert (given.nnodes, given.nproc_per_node, given.no_python) == (nodes, processes, True)
+        assert given.training_script == 'artinsight_train' and given.training_script_args == ['resnet18_best']
+        if nodes == '2': assert given.rdzv_backend == 'c10d' and given.rdzv_endpoint.endswith('FIRST:29500')
+    asked = re.search(r'--nodes=(\d) --ntasks-per-node=(\d) .*--gpus-per-node=(\d)', slurm)
+    assert asked.groups() == ('2', '1', '4')
+
+
+def test_the_readme_s_line_for_one_machine_trains(few, tmp_path):
+    "Word for word, with the small network in the place of the large one, on a CPU."
+    line, = readme_blocks()[0].splitlines()
+    words = shlex.split(line.replace('resnet18_best', 'simple_cnn'))
+    words += ['--data', few, '--runs', tmp_path/'runs', '--device', 'cpu', '--batch_size', 32]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
+           'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+           'PET_RDZV_BACKEND': 'c10d', 'PET_RDZV_ENDPOINT': 'localhost:0'}  # a free port, as torchrun's flags
+    done = subprocess.run([*map(str, words)], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = read_record(tmp_path/'runs/simple_cnn')
+    assert record['environment']['world_size'] == 2 and f"{record['test']['accuracy']:.3f}" in done.stdout
+    assert done.stderr.count('epoch 0,') == 1, 'one process speaks for all'
 
 
 def test_ranks_share_each_training_and_start_none_beside_it(few, tmp_path, monkeypatch):

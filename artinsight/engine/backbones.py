@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Description', 'describe_backbone', 'imagenet_file', 'load_trunk', 'find_head', 'Renormalise', 'build_backbone',
-           'find_stages', 'freeze', 'model_costs']
+           'find_stages', 'freeze', 'model_costs', 'training_memory']
 
 # %% ../../nbs/engine/19_backbones.ipynb #8bd541f8
 import textwrap
@@ -226,3 +226,24 @@ def model_costs(
     held = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     return {'parameters': sum(weight.numel() for weight in model.parameters()),
             'gflops': counter.get_total_flops() / 1e9, 'megabytes': held / 1e6}
+
+# %% ../../nbs/engine/19_backbones.ipynb #26e86c9f
+def _kept_bytes(model, n, size):
+    "Bytes that a forward pass in mixed precision keeps for the backward pass, without the weights."
+    weights, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+    watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with evaluating(model), watched, torch.autocast('cpu', torch.bfloat16): model(torch.zeros(n, 3, size, size))
+    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+
+# %% ../../nbs/engine/19_backbones.ipynb #695fdfa5
+def training_memory(
+    model: nn.Module,  # on the CPU
+    size: int,  # pixels
+) -> tuple:  # bytes that each picture of a batch adds, bytes whatever the batch
+    "What a training in mixed precision by AdamW with a moving average holds, as PyTorch counts it on a CPU."
+    one, two = (_kept_bytes(model, n, size) for n in (1, 2))
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return two - one, 2 * one - two + 5 * weights

@@ -8,7 +8,7 @@ __all__ = ['artinsight_download', 'artinsight_sample', 'artinsight_train', 'arti
            'artinsight_app']
 
 # %% ../../nbs/use/11_commands.ipynb #command-04
-import json as _json, sys
+import json as _json, os, sys
 from contextlib import redirect_stdout
 
 from fastcore.script import bool_arg, store_true
@@ -138,6 +138,8 @@ def artinsight_compare(
     json: store_true = False,  # print the leaderboard as JSON
 ):
     "Compare experiments under one budget of time: all a while, the better half longer, the best to the end."
+    if int(os.environ.get('WORLD_SIZE') or 1) > 1:
+        raise ValueError('one process compares: start this without torchrun, then artinsight_train NAME with it')
     frame = _index(data)
     from artinsight.use.compare import run_contest
     run_contest(names, frame, runs, minutes, keep, quick, seed, device, weights, json)
