@@ -103,7 +103,8 @@ def write(args, frame, rows, file):
               'weights': weights_name(args.weights),
               'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
               'whole': {key: mean_of(whole, key) for key in keys},
-              'rows': rows, 'differences': differences(args, frame, rows)}
+              'rows': rows}
+    if found := differences(args, frame, rows): result['differences'] = found
     with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1) + '\n')
 
 
