@@ -141,7 +141,7 @@ def test_one_composition_is_not_one_picture():
 
 
 def test_look_alikes_never_hold_all_details_at_once():
-    thumbs = np.random.default_rng(0).integers(0, 256, (10_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
+    thumbs = np.random.default_rng(0).integers(0, 256, (20_000, 8, 8, 3), 'uint8').repeat(4, axis=1).repeat(4, axis=2)
     tracemalloc.start()
     look_alikes(thumbs)
     peak, details = tracemalloc.get_traced_memory()[1], 1024 * 4 * len(thumbs)
