@@ -72,6 +72,13 @@ def calibration(
     return result | {'wanted_accuracy': accuracy, 'threshold': threshold, 'coverage': float(sure.mean()),
                      'accuracy_when_sure': float(test.right[sure].mean()) if sure.any() else None}
 
+# %% ../../nbs/trust/00_calibration.ipynb #6f9fb7ef
+def _plot_reliability(axes, p, mark, colour) -> float:
+    "A model's accuracy against its confidence; returns the expected calibration error."
+    bins = reliability(p).dropna()
+    axes.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4)
+    return bins.eval('pictures * abs(confidence - accuracy)').sum() / len(p)
+
 # %% ../../nbs/trust/00_calibration.ipynb #33116e9b
 def plot_calibration(p: Predictions, softened: Predictions | None = None) -> plt.Figure:
     "Reliability diagram and accuracy-coverage curve, as trained and after temperature scaling."
@@ -79,14 +86,11 @@ def plot_calibration(p: Predictions, softened: Predictions | None = None) -> plt
     errors, names = {}, {}
     for name, one, colour, mark in (('as trained', p, PAIR[1], 'o-'), ('softened', softened, PAIR[0], 's--')):
         if one is None: continue
-        bins = reliability(one).dropna()
-        error = bins.eval('pictures * abs(confidence - accuracy)').sum() / len(one)
-        errors[f'{name}, ECE {error:.3f}'] = names[name] = colour
-        left.plot(bins.confidence, bins.accuracy, mark, color=colour, ms=4)
+        errors[f'{name}, ECE {_plot_reliability(left, one, mark, colour):.3f}'] = names[name] = colour
         right.plot(*coverage_curve(one)[['coverage', 'accuracy']].to_numpy().T, mark[1:], color=colour)
     left.plot([0, 1], [0, 1], color='grey', ls=':')
     left.set(xlabel='confidence', ylabel='accuracy', title=f'{BINS} bins of equal width', xlim=(0, 1), ylim=(0, 1))
     right.set(xlabel='coverage (share answered)', ylabel='accuracy when answered', xlim=(0, 1.02), ylim=(0, 1.02))
-    name_colours(left, errors | {'dotted: perfect': 'grey'})
-    name_colours(right, names, y=.18)
+    for axes, words, y in ((left, errors | {'dotted: perfect': 'grey'}, .97), (right, names, .18)):
+        name_colours(axes, words, y=y)
     return fig
