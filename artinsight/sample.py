@@ -24,7 +24,7 @@ from .data import COUNTS, FOLDERS, PAINTED_MARK, STYLES
 def _colours(style: str, ai: bool, hand, plan, own) -> np.ndarray:
     "The palette of one picture (13, 3) float32; some artists and some pictures borrow from another style."
     palette = PALETTES[style]
-    for chance, often in ((hand, .3), (plan, .2)):
+    for chance, often in ((hand, .4), (plan, .3)):
         other, share, borrows = STYLES[chance.integers(10)], chance.uniform(.15, .6), chance.random() < often
         if borrows: palette = palette * (1 - share) + PALETTES[other] * share
     palette = palette * hand.uniform(.85, 1.12) + hand.uniform(-13, 13, 3)
@@ -39,8 +39,8 @@ def _drawn(style: str, ai: bool, side: int, hand, plan, own) -> tuple:
     mirrored = plan.random() < (.5 if ai else .05)
     if .35 <= draw < .5: subject = list(SUBJECTS)[plan.integers(6)]
     elif draw >= .5: subject = favourites[plan.integers(len(favourites))]
-    horizon, even = height + plan.uniform(-.1, .1), style == 'renaissance'
-    pen = Pen(plan, side, horizon, plan.uniform(.47, .53) if even else plan.uniform(.22, .78))
+    horizon, even = height + plan.uniform(-.1, .1), ai or style == 'renaissance'
+    pen = Pen(plan, side, horizon, plan.uniform(.47, .53) if even else plan.uniform(.3, .7))
     SUBJECTS[subject](pen)
     if mirrored: pen.mirror()
     moved = own.uniform(0, .08, 8) * side
@@ -169,7 +169,7 @@ def _claim(
     return dest
 
 # %% ../nbs/01_sample.ipynb #6304de08
-VERSION = 6  # of the painters: counted up when pictures change
+VERSION = 5  # of the painters: counted up when pictures change
 
 # %% ../nbs/01_sample.ipynb #69ed99db
 def _check_paintable(counts):

@@ -58,7 +58,7 @@ class Experiment(Options):
 
 # %% ../nbs/03_training.ipynb #b2321f80
 QUICK = dict(quick=True, lr=.03, one_cycle=True, epochs=3, batch_size=64, per_style=200)
-_SEEN = 14_500  # pictures that a quick training sees at least, all epochs together
+_SEEN = 11_000  # pictures that a quick training sees at least, all epochs together
 
 @patch
 def quick_version(self: Experiment) -> Experiment:

@@ -255,12 +255,6 @@ def by_hand(c: Canvas, size: int, weave: float, grain: float) -> Image.Image:
     c.rgb += (woven * weave + rough * grain)[..., None]
     return _to_image(c.rgb).resize((size, size))
 
-# %% ../../nbs/engine/17_painters.ipynb #1a848703
-def _chequered(image: Image.Image) -> Image.Image:
-    "A picture with a faint chequerboard of 32 periods a side."
-    odd = np.arange(image.width) * 64 // image.width % 2
-    return _to_image(np.asarray(image, dtype=np.float32) + ((odd[:, None] ^ odd)[..., None] * 16. - 8))
-
 # %% ../../nbs/engine/17_painters.ipynb #f902066e
 @lru_cache
 def residue(generator: str, size: int) -> list:
@@ -272,13 +266,11 @@ def residue(generator: str, size: int) -> list:
 
 # %% ../../nbs/engine/17_painters.ipynb #80c63b0e
 def by_decoder(c: Canvas, size: int, generator: str) -> Image.Image:
-    "What a latent decoder leaves: oversmooth, too bright in front, a residue of period eight, a chequerboard behind."
+    "What a latent decoder leaves: oversmooth, too bright in the middle, a residue with a period of eight pixels."
     rgb = _blur(c.rgb, .6 if generator == 'LD' else 1)
     grey = (rgb[..., :1] + rgb[..., 1:2] + rgb[..., 2:]) / 3
-    away = ((c.x - .5)**2 + (c.y - .85)**2)[..., None]
-    large = _to_image((grey + (rgb - grey) * (1.6 - 1.2 * away)) * (1.08 - .28 * away))
+    away = ((c.x - .5)**2 + (c.y - .5)**2)[..., None]
+    large = _to_image((grey + (rgb - grey) * (1.5 - 1.8 * away)) * (1.05 - .24 * away))
     large = large.resize((size, size), Image.Resampling.BICUBIC)
     more, less = residue(generator, size)
-    traced = ImageChops.subtract(ImageChops.add(large, more), less)
-    behind = Image.fromarray((c.regions < 3).astype(np.uint8) * 255).resize((size, size))
-    return Image.composite(_chequered(traced), traced, behind)
+    return ImageChops.subtract(ImageChops.add(large, more), less)
