@@ -26,11 +26,11 @@ from artinsight.training import Experiment, read_record
 from run import environment, HERE, say
 
 FIGURES = ('accuracy', 'balanced_accuracy')
-OFF = {'head_epochs': 0, 'layer_decay': 1., 'mix': 'none', 'average': 0., 'start_size': 0,
+OFF = {'head_epochs': 0, 'layer_decay': 1., 'smoothing': 0., 'mix': 'none', 'average': 0., 'start_size': 0,
        'one_cycle': False, 'frozen': ()}  # fields of the recipe and what switches each off
 VARIANTS = {'whole': {}, **{f'without {field}': {field: value} for field, value in OFF.items()},
-            'with smoothing': {'smoothing': .1}, 'without half_crop': {'augment': ('hflip',)},
-            'sgd': {'optimiser': 'sgd', 'lr': .01}, 'cutmix': {'mix': 'cutmix'},
+            'without half_crop': {'augment': ('hflip',)}, 'sgd': {'optimiser': 'sgd', 'lr': .01},
+            'cutmix': {'mix': 'cutmix'},
             'with damage': {'augment': ('hflip', 'damage', 'half_crop')},
             'without flip_average': {'flip_average': False}}
 

@@ -153,7 +153,7 @@ def recipe_callbacks(
 
 # %% ../../nbs/engine/20_recipes.ipynb #0e4dcb20
 MODERN = dict(optimiser='adamw', lr=5e-4, one_cycle=True, epochs=9, patience=0, head_epochs=1, layer_decay=.75,
-              mix='mixup', average=.999, flip_average=True, augment=('hflip', 'half_crop'))
+              smoothing=.1, mix='mixup', average=.999, flip_average=True, augment=('hflip', 'half_crop'))
 FAMILIES = {'convnext': {'lr': 2e-4, 'layer_decay': .7}, 'swin': {'lr': 1e-4, 'layer_decay': .7},
             'efficientnet': {'lr': 7e-4}}  # beginning of a name -> what is else than in MODERN
 
