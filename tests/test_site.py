@@ -409,10 +409,10 @@ def test_a_cut_off_file_of_keys_knows_no_notebook_and_writing_is_all_or_nothing(
 def test_slow_cells_keep_their_outputs(builder, tmp_path):
     old = new_output('stream', name='stdout', text='of long ago')
     held = new_code_cell('#| slow\nraise SystemError', outputs=[old])
-    notebook = new_notebook(cells=[held, new_code_cell('print(1)')])
+    notebook = new_notebook(cells=[held, new_code_cell('print(1)'), new_code_cell('#| eval: false\n1 / 0')])
     nbformat.write(notebook, tmp_path/'a.ipynb')
     assert builder.execute(tmp_path/'a.ipynb', tmp_path/'b.ipynb', None) is None
-    slow, other = nbformat.read(tmp_path/'b.ipynb', 4).cells
+    slow, other, _ = nbformat.read(tmp_path/'b.ipynb', 4).cells
     assert slow.outputs[0].text == 'of long ago' and other.outputs[0].text == '1\n' and 'tags' not in slow.metadata
 
 

@@ -156,7 +156,8 @@ def execute(path, dest, env):
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     nb = read(path)
-    held = [cell for cell in nb.cells if {'slow', 'cuda'} & directives(cell).keys()]
+    held = [cell for cell in nb.cells
+            if {'slow', 'cuda'} & directives(cell).keys() or directives(cell).get('eval:') == 'false']
     for cell in held: cell.metadata['tags'] = ['skip-execution']    # these keep the outputs they were committed with
     resources = {'metadata': {'path': str(dest.parent)}}
     client = NotebookClient(nb, timeout=600, kernel_name='python3', coalesce_streams=True, resources=resources)
