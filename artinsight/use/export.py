@@ -68,7 +68,7 @@ def to_onnx(
 ):
     "Write an ONNX file with a dynamic batch, labels and preprocessing in its metadata; ImportError without the extra."
     onnx, _, _ = need('export', 'onnx', 'onnxscript', 'onnxruntime')
-    example, program = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8), program or Pixels(run)
+    example, program = torch.zeros(2, 3, run.size, run.size, dtype=torch.uint8), (program or Pixels(run)).eval()
     with torch.no_grad(), atomic_write(path) as unfinished:
         made = torch.onnx.export(program, (example,), dynamo=True, verbose=False, input_names=['pictures'],
                                  output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim('n')},))
