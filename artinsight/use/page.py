@@ -270,7 +270,8 @@ def _choice_html(rows: list) -> str:
 def _sheet_html(answers: list) -> str:  # of (row, thumbnail), both of readable files
     "All pictures with what the model said, the likeliest AI first and then the unsure, and the choice of a kind."
     ranked = sorted(answers, key=lambda pair: (-pair[0].get('AI', 0), not pair[0]['unsure']))
-    figures = ''.join(f'''<figure data-is="{' '.join(_kinds(row))}"><img src="{_data_uri(thumb)}" alt="">
+    figures = ''.join(f'''<figure data-is="{' '.join(_kinds(row))}">
+<img src="{_data_uri(thumb)}" alt="picture {html.escape(row['path'])}">
 <figcaption>{html.escape(row['path'])}<br>{html.escape(_answer_words(row))}</figcaption></figure>'''
                       for row, thumb in ranked)
     return f'{_choice_html([row for row, _ in ranked])}<div class="near sheet">{figures}</div>'
