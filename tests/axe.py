@@ -39,6 +39,8 @@ def packed():
 def faults(page, allowed=()):
     """Serious and critical faults of an open page: rule, element and reason of each. `allowed` are pairs of a rule and
     a piece of the element's HTML that we cannot change."""
+    fading = 'document.getAnimations().some(one => one instanceof CSSTransition)'  # half a colour has half a contrast
+    page.wait_for_function(f'!{fading}', timeout=10_000)
     with tarfile.open(packed()) as archive: script = archive.extractfile('package/axe.min.js').read().decode()
     page.evaluate(script)  # where a page allows no script of others, as ours does not, a script element would fail
     found = page.evaluate(RUN)
