@@ -21,11 +21,9 @@ from artinsight.sample import painted_sample
 from artinsight.study import find_experiment, run_experiment
 from artinsight.training import read_record
 from predict import processor
+from run import say
 
 SERVE = 'from artinsight.use.commands import artinsight_app; artinsight_app()'
-
-
-def say(*words): print(*words, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -22,15 +22,11 @@ from artinsight.engine.runs import git_commit
 from artinsight.evaluation import load
 from artinsight.trust.calibration import choose_threshold
 from artinsight.trust.shortcuts import jpeg
-from artinsight.trust.steady import CHECKS, holds, looks
+from artinsight.trust.steady import _scaled, CHECKS, holds, looks
 from artinsight.use.predict import ACCURACY, load_run, verdicts
 from predict import processor
 
 ASKED = 'JPEG 50', 'half size'
-
-
-def _scaled(picture, factor):
-    return picture.resize([max(1, int(side * factor)) for side in picture.size], Image.Resampling.BILINEAR)
 
 
 OTHERS = {'JPEG 30': lambda picture: Image.open(jpeg(picture, 30)), '40 % size': lambda picture: _scaled(picture, .4),

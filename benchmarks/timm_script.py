@@ -20,6 +20,7 @@ import torch
 from fastai.callback.core import Callback
 
 from artinsight.data import index
+from artinsight.engine.files import atomic_write
 from artinsight.engine.precision import pick_precision, PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
@@ -142,7 +143,7 @@ def write(args, rows, load, begin):
               'seconds': time.perf_counter() - begin}
     args.results.mkdir(parents=True, exist_ok=True)
     file = args.results / f"{result['date']}-timm.json"
-    file.write_text(json.dumps(result, indent=1) + '\n')
+    with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1) + '\n')
     return file
 
 

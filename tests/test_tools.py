@@ -108,3 +108,7 @@ def test_pandoc_makes_a_page_once_and_keeps_its_pictures(builder, tmp_path, monk
     page('b.html', 'A')
     page('a.html', 'A', 'look again')
     assert len(made) == 3
+    for kept in (tmp_path/'_executed/pages').iterdir(): os.utime(kept, (0, 0))
+    page('a.html', 'A')
+    builder.forget_pages()
+    assert len(made) == 3 and len(list((tmp_path/'_executed/pages').iterdir())) == 1, 'the one that was wanted again'

@@ -373,7 +373,9 @@ def pandoc(markdown, name, variables, template, more):
     state = hashlib.sha256(json.dumps([markdown, name, given, more]).encode())
     for file in style: state.update(file.read_bytes())
     kept = ROOT/'_executed/pages'/f'{state.hexdigest()}.html'
-    if kept.exists(): return kept.read_text(encoding='utf-8')
+    if kept.exists():
+        os.utime(kept)  # still of use
+        return kept.read_text(encoding='utf-8')
     import pypandoc
     with tempfile.TemporaryDirectory() as place:
         made, settings = Path(place)/name, Path(place)/'settings.json'
@@ -387,6 +389,11 @@ def pandoc(markdown, name, variables, template, more):
     kept.parent.mkdir(parents=True, exist_ok=True)
     write(kept, page)
     return page
+
+def forget_pages(days=7):
+    "Remove pages of pandoc that nobody has wanted for some days."
+    for kept in (ROOT/'_executed/pages').glob('*.html'):
+        if kept.stat().st_mtime < time.time() - days * 86400: kept.unlink(missing_ok=True)
 
 def render(markdown, file, variables, template='page.html', *more):
     "Markdown as a page, whose pictures pandoc need not read: each has millions of letters."
@@ -447,6 +454,7 @@ def build(processed, dest):
         render(references('\n\n'.join(shown(nbs[name])), numbers(nbs[name])), dest/page, variables)
         finish(dest/page, site['site-url'], variables['root'])
     with ThreadPoolExecutor(2) as pool: list(pool.map(make, range(len(names)), names))
+    forget_pages()
     for talk in processed.glob('*.qmd'):
         words, page = talk.read_text(encoding='utf-8'), page_name(talk.name)
         render(slides(words, nbs), dest/page, {'site': site}, 'slides.html', '--section-divs')
