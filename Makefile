@@ -22,8 +22,9 @@ report: setup
 
 # what CI runs: all three parts, whichever fails; SLOW=1 runs the slow cells and tests, too
 test: setup
-	@$(SCRATCH); failed=; $(PAGES) check || failed="$$failed check"; \
+	@$(SCRATCH); failed=; { $(PAGES) check > "$$TMPDIR/check" 2>&1; } & \
 	$(NBDEV_TEST) || failed="$$failed notebooks"; \
+	wait $$! || failed="$$failed check"; cat "$$TMPDIR/check"; \
 	[ -z "$$failed" ] || echo "failed:$$failed (see above); pytest runs all the same" >&2; \
 	$(PYTEST) && [ -z "$$failed" ]
 

@@ -64,7 +64,8 @@ _SEEN = 11_000  # pictures that a quick training sees at least, all epochs toget
 def quick_version(self: Experiment) -> Experiment:
     "The recipe for a laptop."
     lr = QUICK['lr'] if self.optimiser == 'sgd' else self.lr
-    return replace(self, size=min(self.size, 96), start_size=min(self.start_size, 64), **{**QUICK, 'lr': lr})
+    sizes = {'size': min(self.size, 96), 'start_size': min(self.start_size, 64), 'train_size': 0}
+    return replace(self, **{**sizes, **QUICK, 'lr': lr})
 
 # %% ../nbs/03_training.ipynb #6c6ecc1e
 @patch

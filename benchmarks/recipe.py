@@ -27,7 +27,7 @@ from run import environment, HERE, say
 
 FIGURES = ('accuracy', 'balanced_accuracy')
 OFF = {'head_epochs': 0, 'layer_decay': 1., 'smoothing': 0., 'mix': 'none', 'average': 0., 'start_size': 0,
-       'one_cycle': False, 'frozen': ()}  # fields of the recipe and what switches each off
+       'train_size': 0, 'one_cycle': False, 'frozen': ()}  # fields of the recipe and what switches each off
 VARIANTS = {'whole': {}, **{f'without {field}': {field: value} for field, value in OFF.items()},
             'without half_crop': {'augment': ('hflip',)}, 'sgd': {'optimiser': 'sgd', 'lr': .01},
             'cutmix': {'mix': 'cutmix'},
@@ -37,8 +37,8 @@ VARIANTS = {'whole': {}, **{f'without {field}': {field: value} for field, value 
 
 def recipe(args, variant, seed):
     "The experiment of a variant and seed: a cheap version of the preset, for a CPU."
-    fields = {**modern(args.model), 'size': args.size, 'start_size': args.start_size, 'batch_size': args.batch_size,
-              'frozen': ('stage:0', 'stage:1')}
+    fields = {**modern(args.model), 'size': args.size, 'start_size': args.start_size, 'train_size': args.train_size,
+              'batch_size': args.batch_size, 'frozen': ('stage:0', 'stage:1')}
     name = re.sub(r'\W+', '_', f'{args.model}_{variant}_{seed}')
     return Experiment(name, model=args.model, seed=seed, **{**fields, **VARIANTS[variant]})
 
@@ -113,8 +113,9 @@ def main():
     parser.add_argument('--data', required=True, help='data set folder')
     parser.add_argument('--weights', default='imagenet', help='imagenet, none or a file')
     parser.add_argument('--model', default='mobilenet_v2')
-    parser.add_argument('--size', type=int, default=224, help='pixels at the end')
-    parser.add_argument('--start_size', type=int, default=160, help='pixels before')
+    parser.add_argument('--size', type=int, default=320, help='pixels, as it answers')
+    parser.add_argument('--train_size', type=int, default=256, help='pixels of training pictures at the end')
+    parser.add_argument('--start_size', type=int, default=192, help='pixels of training pictures before')
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--precision', default='auto', help='a name of engine.precision; depthwise convolutions are '
                         'faster in "fp32 channels_last" than in bf16 on a CPU')

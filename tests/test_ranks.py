@@ -1,12 +1,13 @@
 """Several processes that train together: the parts of a batch, the same losses as alone, a killed one.
 
-The processes are real ones, on this machine's CPU, started by torchrun and talking through gloo. CUDA and NCCL are not
-tried here.
+The processes are real ones, on this machine's CPU, started by torchrun or forked, and talking through gloo. CUDA and
+NCCL are not tried here.
 """
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,19 +80,32 @@ def together(folder, *words, number=2):
     return [*map(str, [*launch, script, *words])], {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def test_two_processes_train_as_one(few, tmp_path, monkeypatch):
-    command, env = together(tmp_path, few, tmp_path/'two', 5)
-    two = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr[-2000:]
-    monkeypatch.setattr(sys, 'argv', ['train.py', str(few), str(tmp_path/'one'), '5'])
+def train_here(rank, port, words):
+    "As torchrun would have started it, without the seconds of its imports."
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=port)
+    torch.set_num_threads(1)
+    train_alone(words)
+
+
+def train_alone(words):
+    sys.argv = ['train.py', *map(str, words)]
     exec(TRAIN, {})
+
+
+def test_two_processes_train_as_one(few, tmp_path, monkeypatch, capfd):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = str(free.getsockname()[1])
+    torch.multiprocessing.start_processes(train_here, (port, (few, tmp_path/'two', 5)), 2, start_method='fork')
+    assert capfd.readouterr().err.count('epoch 4,') == 1, 'one process speaks for all'
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    train_alone((few, tmp_path/'one', 5))
     history = [pd.read_csv(tmp_path/number/'simple_cnn/history.csv')[LOSSES] for number in ('one', 'two')]
     assert len(history[0]) == 5
     pd.testing.assert_frame_equal(*history, rtol=1e-5)
     weights = [load_file(tmp_path/number/'simple_cnn/model.safetensors') for number in ('one', 'two')]
     for name, value in weights[0].items(): torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
     assert read_record(tmp_path/'two/simple_cnn')['environment']['world_size'] == 2
-    assert two.stderr.count('epoch 4,') == 1, 'one process speaks for all'
 
 
 def readme_blocks():

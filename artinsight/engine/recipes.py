@@ -32,7 +32,8 @@ class Options:
     smoothing: float = 0.  # part of each label that is spread over all classes
     mix: str = 'none'  # pictures are mixed by 'mixup' or 'cutmix'
     average: float = 0.  # decay of a moving average of the weights, which is what is kept; 0: none
-    start_size: int = 0  # pixels of training pictures until the last quarter of the epochs; 0: the full size
+    start_size: int = 0  # pixels of training pictures until the last quarter of the epochs; 0: as in it
+    train_size: int = 0  # pixels of training pictures in the last quarter; 0: the full size, as the model answers
     flip_average: bool = False  # answer with the mean for a picture and its mirror image
 
 # %% ../../nbs/engine/20_recipes.ipynb #12cecc40
@@ -104,9 +105,10 @@ class HeadFirst(Callback):
 
 # %% ../../nbs/engine/20_recipes.ipynb #882b5bf7
 class StartSmall(Callback):
-    "Train on smaller pictures until the last quarter of the epochs; validation and test see the full size."
-    def __init__(self, size, epochs): self.size, self.until = size, epochs - -(-epochs // 4)
-    def before_epoch(self): self.dls.train.side = self.size if len(self.checkpoint.rows) < self.until else None
+    "Train on smaller pictures until the last quarter of the epochs, or to the end; a validation sees the full size."
+    def __init__(self, start, end, epochs):
+        self.sizes, self.until = (start or end or None, end or None), epochs - -(-epochs // 4)
+    def before_epoch(self): self.dls.train.side = self.sizes[len(self.checkpoint.rows) >= self.until]
 
 # %% ../../nbs/engine/20_recipes.ipynb #fc1469db
 class WeightAverage(Callback):
@@ -147,7 +149,8 @@ def recipe_callbacks(
     _refuse_unknown(experiment)
     callbacks = [MIXES[experiment.mix]()] if MIXES[experiment.mix] else []
     if experiment.head_epochs: callbacks.append(HeadFirst(find_head(model), experiment.head_epochs))
-    if experiment.start_size: callbacks.append(StartSmall(experiment.start_size, experiment.epochs))
+    sizes = experiment.start_size, experiment.train_size
+    if any(sizes): callbacks.append(StartSmall(*sizes, experiment.epochs))
     if experiment.average: callbacks.append(WeightAverage(model, experiment.average))
     return callbacks
 
