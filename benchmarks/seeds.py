@@ -56,7 +56,7 @@ def row_of(folder, data, seed, seconds, n):
 def main():
     parser = argparse.ArgumentParser(description='how much do the quick runs hang on their seed?')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--pictures', type=int, default=96, help='of the test half, whose maps are tested')
+    parser.add_argument('--pictures', type=int, default=160, help='of the test half, whose maps are tested')
     parser.add_argument('--runs', type=Path, default=Path('runs-seeds'), help='folder of runs')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / f'{time.strftime("%Y-%m-%d")}-seeds.json')
     args, data, rows = parser.parse_args(), Path(painted_sample(**STUDY_SAMPLE)), []

@@ -109,17 +109,17 @@ def deletion_insertion(
     cam: GradCAM,  # model and layer
     x: torch.Tensor,  # (n, 3, h, w) normalised pictures
     target=None,  # the question, see ask
-    steps: int = 10,  # from untouched to wholly blurred
+    steps: int = 10,  # from none to all
     seed: int = 0,  # of the random maps
 ) -> pd.DataFrame:  # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
-    "The probability of the answer while places disappear (deletion) or appear (insertion) in the order of a map"
+    "The answer's probability while places turn grey (deletion), or sharp (insertion), in the order of a map, as in RISE"
     raw, logits = cam.run(x, target)
     asked, blurred, rows = ask(logits, target, cam.classes), _blurred(x), []
     for name, maps in _rivals(scale(raw), seed).items():
         order = _order(maps, x.shape[-2:], seed).to(x.device)
         for share in np.linspace(0, 1, steps + 1).tolist():
             first = (order <= share) & (share > 0)
-            mixed = torch.cat([torch.where(first, blurred, x), torch.where(first, x, blurred)])
+            mixed = torch.cat([torch.where(first, 0, x), torch.where(first, x, blurred)])
             both = probability(cam.predict(mixed), asked * 2, cam.classes).view(2, -1).tolist()
             rows += [(i, name, test, share, p) for test, some in zip(('deletion', 'insertion'), both)
                      for i, p in enumerate(some)]
