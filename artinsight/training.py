@@ -178,7 +178,7 @@ def make_learner(
     if world_size() > 1: learn.add_cb(EveryRank(experiment.head_epochs > 0))
     in_notebook = 'ipykernel' in sys.modules
     alone = sys.stderr.isatty() and sys.stdin.isatty()  # a training beside another one has a pipe for its input
-    if not in_notebook and not alone:
+    if rank() or not in_notebook and not alone:
         learn.remove_cb(ProgressCallback).logger = noop  # `Checkpoint` writes plain lines instead
     return learn
 

@@ -1,20 +1,15 @@
 """Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`,
 `browser`."""
 import gc
-import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a training depends on, beside the engine.
-STORY = 'data', 'sample', 'loading', 'training', 'baseline', 'resnet18', 'evaluation', 'study'
 
 
 def pytest_addoption(parser):
@@ -69,37 +64,12 @@ def sample():
     return Path(painted_sample(**STUDY_SAMPLE))
 
 
-def made_by_this_code(folder):
-    "Whether a folder holds the five quick runs on the painted sample, trained by the very code that is here."
-    from artinsight.study import EXPERIMENTS
-    from artinsight.engine.runs import git_commit
-    from artinsight.training import read_record
-    commit = git_commit()
-    if commit is None or commit.endswith('+'): return False
-    try: records = [read_record(folder/name) for name in EXPERIMENTS]
-    except (OSError, ValueError): return False
-    return all(record['git'] == commit and record['quick'] and record['data']['name'] == 'painted sample'
-               for record in records)
-
-
 @pytest.fixture(scope='session')
-def runs(sample):
-    """The five experiments, quick, trained on the painted sample: `make report`'s, or made once per version of the
-    package. Read only."""
-    if made_by_this_code(ROOT/'runs'): return ROOT/'runs'
-    code = hashlib.sha256()
-    for module in sorted([*(ROOT/'artinsight/engine').glob('*.py'), *(ROOT/f'artinsight/{name}.py' for name in STORY)]):
-        code.update(module.read_bytes())
-    cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home()/'.cache/artinsight')
-    folder = cache/'test-runs'/code.hexdigest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
-        if (folder/'all-done').exists(): return folder
-        command = ['artinsight_reproduce', '--data', str(sample), '--runs', str(folder), '--quick', '--weights', 'none']
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        (folder/'all-done').touch()
-    return folder
+def runs():
+    """The five experiments, quick, trained on the painted sample: `make report`'s, or short ones, made once per version
+    of the package. Read only."""
+    from quick_runs import quick_runs
+    return quick_runs()
 
 
 @pytest.fixture(scope='module')

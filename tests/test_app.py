@@ -33,6 +33,7 @@ from artinsight.use.page import MAX_BYTES, answer_upload, batch_html, open_uploa
 from artinsight.use.predict import load_run, read_some
 from artinsight.data import index
 from artinsight.engine.pictures import BadPicture
+from artinsight.sample import painted_sample
 
 import axe
 import browsing
@@ -112,7 +113,6 @@ def ask(client, path):
 
 @pytest.fixture(scope='module')
 def address(runs):
-    from artinsight.sample import painted_sample
     with serving('artinsight_app', runs/'simple_cnn', '--data', painted_sample(2, 7)) as (address, _): yield address
 
 
@@ -123,8 +123,8 @@ def among_proxies(runs, tmp_path_factory):
     nobody, kept = '127.0.0.1:9', tmp_path_factory.mktemp('corrections')/'kept'
     proxies = {'ALL_PROXY': f'socks://{nobody}/', 'HTTP_PROXY': f'http://{nobody}', 'https_proxy': f'socks5://{nobody}',
                'NO_PROXY': 'example.org', 'no_proxy': 'example.org'}
-    both = runs/'simple_cnn', runs/'resnet18_base'
-    with serving('artinsight_app', *both, '--corrections', kept, **proxies) as (address, _): yield address, kept
+    words = runs/'simple_cnn', runs/'resnet18_base', '--data', painted_sample(2, 7), '--corrections', kept
+    with serving('artinsight_app', *words, **proxies) as (address, _): yield address, kept
 
 
 visiting = partial(browsing.visiting, ready='input[type=file]')
@@ -254,25 +254,22 @@ GRADIOS_OWN = [('nested-interactive', 'aria-label="Add files"')]
 
 
 @pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
-def test_no_serious_fault_for_a_screen_reader(browser, runs, pictures, tmp_path, width, dark):
+def test_no_serious_fault_for_a_screen_reader(browser, among_proxies, pictures, width, dark):
     "By axe-core: without a picture, with an answer, with many answers, and the card"
-    from artinsight.sample import painted_sample
-    asked = [runs/'simple_cnn', runs/'resnet18_base', '--data', painted_sample(2, 7), '--corrections', tmp_path/'kept']
-    with serving('artinsight_app', *asked) as (address, _):
-        with visiting(browser, address, width, dark) as page:
-            faults = {'nothing chosen': axe.faults(page)}
-            upload(page, pictures[0])
-            page.get_by_text('What each run says').wait_for(timeout=60_000)
-            faults['answered'] = axe.faults(page)
-            page.get_by_role('tab', name='Many').click()
-            page.get_by_text('Click to Upload').last.wait_for(timeout=10_000)
-            faults['no files'] = axe.faults(page)
-            page.locator('input[type=file]').last.set_input_files([str(file) for file in pictures[::50]])
-            page.wait_for_selector('a.get', timeout=60_000)
-            faults['many answers'] = axe.faults(page, GRADIOS_OWN)
-            page.get_by_role('tab', name='About').click()
-            page.get_by_role('heading', name='Limits').first.wait_for(timeout=10_000)
-            faults['card'] = axe.faults(page)
+    with visiting(browser, among_proxies[0], width, dark) as page:
+        faults = {'nothing chosen': axe.faults(page)}
+        upload(page, pictures[0])
+        page.get_by_text('What each run says').wait_for(timeout=60_000)
+        faults['answered'] = axe.faults(page)
+        page.get_by_role('tab', name='Many').click()
+        page.get_by_text('Click to Upload').last.wait_for(timeout=10_000)
+        faults['no files'] = axe.faults(page)
+        page.locator('input[type=file]').last.set_input_files([str(file) for file in pictures[::50]])
+        page.wait_for_selector('a.get', timeout=60_000)
+        faults['many answers'] = axe.faults(page, GRADIOS_OWN)
+        page.get_by_role('tab', name='About').click()
+        page.get_by_role('heading', name='Limits').first.wait_for(timeout=10_000)
+        faults['card'] = axe.faults(page)
     assert not any(faults.values()), {state: found for state, found in faults.items() if found}
 
 
@@ -502,7 +499,6 @@ def accuracy(run, sample, file):
 
 
 def test_8_bits_that_lose_a_point_or_cannot_be_judged_are_left_out(copied, sample, onnx, monkeypatch):
-    from artinsight.sample import painted_sample
     to_onnx(copied, copied.path/'model.onnx')
     assert '--data' in to_int8(copied, copied.path, index(painted_sample(2, 7)))['why']
     assert not (copied.path/'model-int8.onnx').exists()

@@ -196,7 +196,7 @@ def test_commands_in_prose_exist_with_their_options():
 
 def test_commands_of_the_readme_do_what_it_says(runs, sample, tmp_path, monkeypatch):
     """Those for a trained model, word for word, on a quick run. Elsewhere: `make report` and `make test` in CI, the
-    download in test_download, `artinsight_reproduce` in conftest, the audit in test_audit, the app in test_app."""
+    download in test_download, `artinsight_reproduce` in test_study, the audit in test_audit, the app in test_app."""
     (tmp_path/'runs').symlink_to(runs)
     shutil.copy(next(sample.glob('test/baroque/*')), tmp_path/'picture.jpg')
     words = (ROOT/'README.md').read_text(encoding='utf-8')

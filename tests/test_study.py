@@ -3,15 +3,18 @@ else."""
 import json
 import re
 import subprocess
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from artinsight import study, training
 from artinsight.data import CLASSES, fingerprint, index
 from artinsight.evaluation import HEADLINES, evaluate
 from artinsight.sample import painted_sample
-from artinsight.study import EXPERIMENTS
+from artinsight.study import EXPERIMENTS, find_experiment
 from artinsight.training import load_predictions, read_record
 from artinsight.use.commands import artinsight_evaluate
 
@@ -70,17 +73,40 @@ def test_a_model_learns_more_than_chance_and_less_than_all(runs):
     assert max(accuracies.values()) < 1, accuracies
 
 
-def test_finished_runs_are_skipped_and_the_summary_goes_to_standard_output(runs, sample):
+@pytest.fixture
+def reproduce(runs, sample, monkeypatch):
+    "`artinsight_reproduce`, quick, on the runs that are there, for as many epochs as they were trained."
+    monkeypatch.setitem(training.QUICK, 'epochs', read_record(runs / 'simple_cnn')['experiment']['epochs'])
+    return partial(call, 'artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none')
+
+
+def test_finished_runs_are_skipped_and_the_summary_goes_to_standard_output(reproduce, runs):
     before = {file: file.stat().st_mtime_ns for file in runs.rglob('model.safetensors')}
-    done = script('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none', '--json')
+    done = reproduce('--json')
     assert done.returncode == 0, done.stderr
     assert done.stderr.count('already done') == 5
     assert [record['experiment']['name'] for record in json.loads(done.stdout)] == list(EXPERIMENTS)
     assert {file: file.stat().st_mtime_ns for file in runs.rglob('model.safetensors')} == before
 
 
-def test_the_table_says_which_steps_are_real(runs, sample):
-    done = call('artinsight_reproduce', '--data', sample, '--runs', runs, '--quick', '--weights', 'none')
+def test_the_last_recipe_is_trained_beside_the_others_as_it_would_be_among_them(tmp_path, monkeypatch, capsys):
+    "The words for the other process name the very recipe: what it has trained is not trained again."
+    @contextmanager
+    def here(code, words):
+        assert 'artinsight_train()' in code
+        done = call('artinsight_train', *words)
+        yield lambda: codes.append(done.returncode)
+    codes, frame = [], index(painted_sample(train=8, ai=8, test=2))
+    monkeypatch.setattr(study, 'beside', here)
+    monkeypatch.setattr(study, 'num_cpus', lambda: 2)
+    recipes = [find_experiment(name, True, 3).fit_epochs(frame) for name in ('simple_cnn', 'resnet18_base')]
+    records = study._run_all(recipes, frame, tmp_path, 'none', 'cpu', True)
+    assert codes == [0] and capsys.readouterr().err.count('already done') == 1
+    assert [record['experiment']['name'] for record in records] == ['simple_cnn', 'resnet18_base']
+
+
+def test_the_table_says_which_steps_are_real(reproduce, runs):
+    done = reproduce()
     assert done.returncode == 0, done.stderr
     stands_on, head, *lines = done.stdout.splitlines()
     assert stands_on == 'painted sample, first weights: none, quick' and '95 % interval' in head

@@ -38,7 +38,8 @@ def test_notebooks_that_make_report_has_just_executed_are_left_out(tool, tmp_pat
     write_notebooks(tmp_path, done='1', changed='2', other='3')
     monkeypatch.setattr(tool.pages, 'ROOT', tmp_path)
     files = [tmp_path/'nbs'/f'{name}.ipynb' for name in ('changed', 'done', 'other')]
-    monkeypatch.setenv('ARTINSIGHT_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setattr(tool, 'quick_runs', lambda: tmp_path/'runs')
+    monkeypatch.setenv('ARTINSIGHT_RUNS', 'any other')
     keys = {file.name: tool.pages.key(file, tmp_path/'runs') for file in files[:2]}
     (tmp_path/'_executed/keys.json').write_text(json.dumps(keys))
     write_notebooks(tmp_path, changed='2 + 2')

@@ -8,13 +8,12 @@ __all__ = ['EveryRank']
 # %% ../../nbs/engine/22_ranks.ipynb #ranks-04
 import torch.distributed as dist
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/engine/22_ranks.ipynb #ranks-05
-from .workers import rank, world_size
+from .workers import world_size
 
 # %% ../../nbs/engine/22_ranks.ipynb #ranks-08
 class EveryRank(Callback):
@@ -22,7 +21,6 @@ class EveryRank(Callback):
     order = 55  # behind the recorder, before the checkpoint
     def __init__(self, resting: bool = False): self.resting = resting  # do some weights rest in some epochs?
     def before_fit(self):
-        if rank() and hasattr(self, 'progress'): self.learn.remove_cb(ProgressCallback)
         self.together = DistributedDataParallel(self.model, find_unused_parameters=self.resting)
     def before_batch(self):
         if self.training: self.learn.model = self.together

@@ -112,7 +112,7 @@ def deletion_insertion(
     steps: int = 10,  # from none to all
     seed: int = 0,  # of the random maps
 ) -> pd.DataFrame:  # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
-    "The answer's probability while places turn grey (deletion), or sharp (insertion), in the order of a map, as in RISE"
+    "The answer's probability while places turn grey (deletion) or sharp (insertion) in a map's order, as in RISE"
     raw, logits = cam.run(x, target)
     asked, blurred, rows = ask(logits, target, cam.classes), _blurred(x), []
     for name, maps in _rivals(scale(raw), seed).items():
