@@ -130,7 +130,7 @@ def test_deletion_and_insertion_on_a_model_that_counts_bright_pixels():
     x[:, :, :16, :16] = 1
     area = areas(deletion_insertion(GradCAM(Corner(), 'conv'), x, 1))
     assert (area.gradcam > area.centre).all() and (area.gradcam > area.random).all() and (area.gradcam > .2).all()
-    curves = deletion_insertion(GradCAM(Corner(), 'conv'), x, 1).set_index(['test', 'share']).probability
+    curves = deletion_insertion(GradCAM(Corner(), 'conv'), x, 1).set_index(['test', 'share']).probability.sort_index()
     nothing_left = Corner()(torch.zeros(1, 3, 32, 32)).softmax(1)[0, 1].item()
     assert curves.loc['deletion', 1.].tolist() == pytest.approx([nothing_left] * 12, abs=1e-6), 'grey: the mean colour'
     assert (curves.loc['insertion', 0.] > nothing_left).all(), 'blurred: some brightness is left'
