@@ -1,6 +1,5 @@
 "The five quick runs that notebooks and tests look at: `make report`'s, or shorter ones."
 import hashlib
-import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,6 +10,7 @@ from filelock import FileLock
 
 from artinsight import training
 from artinsight.data import index
+from artinsight.engine.files import cache_folder
 from artinsight.engine.runs import git_commit
 from artinsight.sample import painted_sample, STUDY_SAMPLE
 from artinsight.study import EXPERIMENTS, find_experiment, run_experiment
@@ -43,8 +43,7 @@ def quick_runs():
     code = hashlib.sha256(Path(__file__).read_bytes())
     for module in sorted([*(ROOT/'artinsight/engine').glob('*.py'), *(ROOT/f'artinsight/{name}.py' for name in STORY)]):
         code.update(module.read_bytes())
-    cache = Path(os.environ.get('ARTINSIGHT_CACHE') or Path.home()/'.cache/artinsight')
-    folder = cache/'test-runs'/code.hexdigest()[:16]
+    folder = cache_folder()/'test-runs'/code.hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
         if (folder/'all-done').exists(): return folder
