@@ -3,19 +3,19 @@
     python benchmarks/recipe.py --data DIR --weights FILE     # writes benchmarks/results/<date>-recipe.json
 
 First the whole recipe, one run a seed, then the variants, a seed at a time, as far as `--minutes` allow. Runs that are
-finished are skipped, a broken one goes on, and the figures are written anew after each run: call it again for more.
+finished are read, a broken one goes on, and the figures are written anew after each run: call it again for more. Where
+a device has room for several trainings, call it several times at once, with other `--variants`, and once again at last.
 Choices are made on the validation figures; the test half is looked at once a finished run.
 """
 import argparse, json, os, re, shutil, statistics, sys, time
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-
-import torch
 
 from artinsight.data import index, parts
 from artinsight.engine.files import atomic_write
-from artinsight.engine.precision import PRECISIONS
+from artinsight.engine.precision import find_device, PRECISIONS
 from artinsight.engine.recipes import modern
 from artinsight.engine.runs import paths_of, predict_probs, save_predictions
 from artinsight.evaluation import compare
@@ -50,8 +50,8 @@ def without_flips(args, frame, seed):
     if (run / 'record.json').exists(): return read_record(run)
     record, predicted = read_record(source), {}
     tables = parts(frame, experiment.per_style, experiment.validation, experiment.split_by, experiment.seed)
-    dls = loaders_of(experiment, tables, open_store(tables, frame.attrs['root'], experiment.size), torch.device('cpu'))
-    precision, model = PRECISIONS[record['environment']['precision']], load_model(source)
+    dls = loaders_of(experiment, tables, open_store(tables, frame.attrs['root'], experiment.size), find_device())
+    precision, model = PRECISIONS[record['environment']['precision']], load_model(source).to(dls.device)
     model.flip_average = False
     for part, batches in (('validation', dls.valid), ('test', dls.test)):
         probs, target = predict_probs(precision.prepare(model), batches, precision)
@@ -98,7 +98,7 @@ def mean_of(rows, key): return {'mean': statistics.mean(row[key] for row in rows
 def write(args, frame, rows, file):
     "The figures so far, by a rename."
     whole = [row for row in rows if row['variant'] == 'whole']
-    keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES]
+    keys = [f'{part}_{figure}' for part in ('validation', 'test') for figure in FIGURES if whole]
     result = {**environment(), 'load': os.getloadavg()[0], 'data': frame.attrs['name'],
               'weights': weights_name(args.weights),
               'experiment': asdict(recipe(args, 'whole', args.seeds[0])),
@@ -121,14 +121,15 @@ def main():
                         'faster in "fp32 channels_last" than in bf16 on a CPU')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument('--minutes', type=float, default=1e9, help='start no run after that')
+    parser.add_argument('--minutes', type=float, default=1e9, help='train no run after that')
     parser.add_argument('--runs', type=Path, default=Path('runs-recipe'), help='folder of runs')
     parser.add_argument('--results', type=Path, default=HERE / 'results' / f'{time.strftime("%Y-%m-%d")}-recipe.json')
     args, begin = parser.parse_args(), time.perf_counter()
     frame, rows = index(args.data), []
-    others = [(variant, seed) for seed in args.seeds for variant in args.variants if variant != 'whole']
-    for variant, seed in [('whole', seed) for seed in args.seeds] + others:
-        if time.perf_counter() - begin > 60 * args.minutes: break
+    asked = sorted(product(args.variants, args.seeds), key=lambda pair: (pair[0] != 'whole', pair[1]))
+    for variant, seed in asked:
+        late = time.perf_counter() - begin > 60 * args.minutes
+        if late and not (args.runs / recipe(args, variant, seed).name / 'record.json').exists(): continue
         rows.append(run_one(args, frame, variant, seed))
         write(args, frame, rows, args.results)
     print(json.dumps({'file': args.results.name, 'rows': len(rows)}))

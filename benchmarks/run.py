@@ -411,7 +411,8 @@ def environment():
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, fastai, kornia, timm, PIL, np)}
     return {'date': time.strftime('%Y-%m-%d'), 'device': processor() or platform.machine(), 'cores': os.cpu_count(),
             'capability': torch.backends.cpu.get_cpu_capability(), 'commit': git_commit(),
-            'versions': {'python': platform.python_version(), **versions}}
+            'versions': {'python': platform.python_version(), **versions},
+            **({'gpu': torch.cuda.get_device_name()} if torch.cuda.is_available() else {})}
 
 def device_name(result):
     "For the names of files: processor and cores."

@@ -21,12 +21,12 @@ from fastai.callback.core import Callback
 
 from artinsight.data import index
 from artinsight.engine.files import atomic_write
-from artinsight.engine.precision import pick_precision, PRECISIONS
+from artinsight.engine.precision import find_device, pick_precision, PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
 from artinsight.resnet18 import build_model
 from artinsight.sample import painted_sample
-from artinsight.training import Experiment, make_learner
+from artinsight.training import Experiment, make_learner, prepare
 from peers import WORKERS
 from run import environment, HERE, say, summary
 
@@ -39,10 +39,11 @@ CPU_CLOCK = ('import runpy, sys, time; time.time = time.process_time; del sys.ar
 
 
 class Stopwatch(Callback):
-    "Seconds from batch to batch; what comes before the first one counts for it."
+    "Seconds from batch to batch, of work that is done; what comes before the first one counts for it."
     def __init__(self, cpu): self.clock = time.process_time if cpu else time.perf_counter
     def before_train(self): self.seconds, self.last = [], self.clock()
     def after_batch(self):
+        if self.dls.device.type == 'cuda': torch.cuda.synchronize()
         now = self.clock()
         self.seconds.append(now - self.last)
         self.last = now
@@ -75,9 +76,10 @@ def our_seconds(args):
     frame = frame[frame.split == 'train'].reset_index(drop=True)
     store = build_store(frame, frame.attrs['root'], args.size, args.stores, progress=False)
     dls = dataloaders(store, range(len(store)), range(8), augment=recipe.augment, batch_size=args.batch_size,
-                      device='cpu', target=recipe.target)
-    watch, precision, model = Stopwatch(args.cpu), PRECISIONS[args.precision], build_model(recipe, 'none', CLASSES)
-    learn = make_learner(recipe, precision.prepare(model), dls, precision, [watch])
+                      device=args.device, target=recipe.target)
+    watch, model = Stopwatch(args.cpu), build_model(recipe, 'none', CLASSES)
+    precision, _ = prepare(recipe, model, dls, args.precision)
+    learn = make_learner(recipe, model, dls, precision, [watch])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return watch.seconds
 
@@ -93,7 +95,8 @@ def child(words, args):
 def ours(name, args, folder):
     "A process of this file; seconds a batch."
     words = [__file__, '--ours', name, '--stores', folder / 'stores', '--precision', args.precision,
-             '--size', args.size, '--batch-size', args.batch_size, '--warm', args.warm, '--batches', args.batches]
+             '--size', args.size, '--batch-size', args.batch_size, '--warm', args.warm, '--batches', args.batches,
+             '--device', args.device]
     if args.cpu: words.append('--cpu')
     return json.loads(child(words, args)[0].strip().splitlines()[-1])
 
@@ -105,7 +108,7 @@ def theirs(name, args, folder):
              '--train-split', 'train', '--val-split', '', '--model', name, '--num-classes', CLASSES,
              '--img-size', args.size, '--batch-size', args.batch_size,
              '--epochs', 1, '--warmup-epochs', 0, '--opt', 'sgd', '--lr', 1e-3, '--momentum', .9, '--weight-decay', 0,
-             '--smoothing', 0, '--color-jitter', 0, '--train-interpolation', 'bilinear', '--device', 'cpu',
+             '--smoothing', 0, '--color-jitter', 0, '--train-interpolation', 'bilinear', '--device', args.device,
              '--workers', args.workers, '--log-interval', 1, '--output', folder / 'output']
     if precision.channels_last: words.append('--channels-last')
     if precision.dtype != torch.float32: words += ['--amp', '--amp-dtype', str(precision.dtype).removeprefix('torch.')]
@@ -142,7 +145,7 @@ def write(args, rows, load, begin):
               'script': script, 'seconds_of': 'processor' if args.cpu else 'clock', **said, 'timm_script': rows,
               'seconds': time.perf_counter() - begin}
     args.results.mkdir(parents=True, exist_ok=True)
-    file = args.results / f"{result['date']}-timm.json"
+    file = args.results / f"{result['date']}-timm{'-gpu' if args.device != 'cpu' else ''}.json"
     with atomic_write(file) as unfinished: unfinished.write_text(json.dumps(result, indent=1) + '\n')
     return file
 
@@ -158,14 +161,15 @@ def main():
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of each training')
     parser.add_argument('--workers', type=int, default=WORKERS, help="processes of timm's loader")
+    parser.add_argument('--device', default=find_device().type, help='cpu or cuda (default: the best one here)')
     parser.add_argument('--cpu', action='store_true', help='count processor seconds of one thread')
     parser.add_argument('--precision', help='of both (default: what we pick for this machine)')
     parser.add_argument('--results', default=HERE / 'results', type=Path, help='where to write the figures')
     parser.add_argument('--ours', help=argparse.SUPPRESS)  # in a process of its own: the network
     parser.add_argument('--stores', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.cpu: args.threads, args.workers = 1, 0
-    args.precision = args.precision or pick_precision('cpu', args.size).name
+    if args.cpu: args.threads, args.workers, args.device = 1, 0, 'cpu'
+    args.precision = args.precision or pick_precision(args.device, args.size).name
     if args.ours: return print(json.dumps(our_seconds(args)))
     begin, load, rows = time.perf_counter(), os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as work:
