@@ -1,6 +1,6 @@
 """Several processes that train together: the parts of a batch, the same losses as alone, a killed one.
 
-The processes are real ones, on this machine's CPU, started by torchrun or forked, and talking through gloo. CUDA and
+The processes are real ones, on this machine's CPU, started by torchrun or by this one, and talking through gloo. CUDA and
 NCCL are not tried here.
 """
 import os
@@ -98,7 +98,8 @@ def test_two_processes_train_as_one(few, tmp_path, monkeypatch, capfd):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
-    torch.multiprocessing.start_processes(train_here, (port, (few, tmp_path/'two', 5)), 2, start_method='fork')
+    words = port, (few, tmp_path/'two', 5)
+    torch.multiprocessing.start_processes(train_here, words, 2, start_method='forkserver')
     assert capfd.readouterr().out.count('train_loss') == 1, 'one process speaks for all'
     monkeypatch.setattr(sys, 'argv', sys.argv)
     train_alone((few, tmp_path/'one', 5))
