@@ -49,7 +49,8 @@ def plain_script(experiment, root, seconds):
     model = build_model(experiment, 'none').to(DEVICE)
     optimiser, n = sgd(model), 0
     loader = torch.utils.data.DataLoader(folder(root / 'train', experiment.size, experiment.augment),
-                                         experiment.batch_size, shuffle=True, num_workers=os.cpu_count(), pin_memory=True)
+                                         experiment.batch_size, shuffle=True, num_workers=os.cpu_count(),
+                                         pin_memory=True)
     begin = time.perf_counter()
     for x, y in loader:
         loss = torch.nn.functional.cross_entropy(model(x.to(DEVICE)), y.to(DEVICE))

@@ -47,7 +47,8 @@ def quick_runs():
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
         if (folder/'all-done').exists(): return folder
-        data, context = painted_sample(**STUDY_SAMPLE), get_context('forkserver')  # PyTorch forbids a fork after backward
+        data = painted_sample(**STUDY_SAMPLE)
+        context = get_context('forkserver')  # PyTorch forbids a fork after a backward pass
         context.set_forkserver_preload(['artinsight.study'])
         with ProcessPoolExecutor(2, context) as pool:
             trainings = [pool.submit(train, name, data, folder) for name in reversed(EXPERIMENTS)]

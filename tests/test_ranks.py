@@ -1,7 +1,7 @@
 """Several processes that train together: the parts of a batch, the same losses as alone, a killed one.
 
-The processes are real ones, on this machine's CPU, started by torchrun or by this one, and talking through gloo. CUDA and
-NCCL are not tried here.
+The processes are real ones, on this machine's CPU, started by torchrun or by this one, and talking through gloo. CUDA
+and NCCL are not tried here.
 """
 import os
 import re
