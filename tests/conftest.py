@@ -60,8 +60,8 @@ def few_epochs():
 @pytest.fixture(scope='session')
 def sample():
     "The painted sample of the quick runs, painted once per machine."
-    from artinsight.sample import painted_sample, STUDY_SAMPLE
-    return Path(painted_sample(**STUDY_SAMPLE))
+    from quick_runs import quick_sample
+    return Path(quick_sample())
 
 
 @pytest.fixture(scope='session')

@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 STORY = 'data', 'sample', 'loading', 'training', 'baseline', 'resnet18', 'evaluation', 'study'
 
 
+def quick_sample():
+    "The painted sample of the quick runs: one process paints it, the others wait."
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder()/'quick-sample.lock'): return painted_sample(**STUDY_SAMPLE)
+
+
 def made_by_this_code(folder):
     "Whether a folder holds the five quick runs on the painted sample, trained by the very code that is here."
     commit = git_commit()
@@ -47,7 +53,7 @@ def quick_runs():
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):  # one of the workers trains, the others wait
         if (folder/'all-done').exists(): return folder
-        data = painted_sample(**STUDY_SAMPLE)
+        data = quick_sample()
         context = get_context('forkserver')  # PyTorch forbids a fork after a backward pass
         context.set_forkserver_preload(['artinsight.study'])
         with ProcessPoolExecutor(2, context) as pool:
