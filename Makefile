@@ -24,9 +24,9 @@ report: setup
 # SLOW=1 runs the slow cells and tests, too
 test: setup
 	@$(SCRATCH); others() { $(PAGES) check || echo 'failed: check'; $(NBDEV_TEST) || echo 'failed: notebooks'; }; \
-	others > "$$TMPDIR/others" 2>&1 & \
-	{ PYTHONUNBUFFERED=1 $(PYTEST) || echo 'failed: pytest'; } 2>&1 | tee "$$TMPDIR/tests"; \
-	wait; cat "$$TMPDIR/others"; tail -n 1 "$$TMPDIR/tests"; ! grep -h '^failed: ' "$$TMPDIR/others" "$$TMPDIR/tests"
+	others >> "$$TMPDIR/others" 2>&1 & \
+	{ PYTHONUNBUFFERED=1 $(PYTEST) || echo 'failed: pytest' >> "$$TMPDIR/others"; } | tee "$$TMPDIR/tests"; \
+	wait; cat "$$TMPDIR/others"; tail -n 1 "$$TMPDIR/tests"; ! grep -q '^failed: ' "$$TMPDIR/others"
 
 # modules, notebooks and README in step, and what nbdev makes of the notebooks for the site
 check: setup
