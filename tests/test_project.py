@@ -337,10 +337,10 @@ def test_make_test_runs_all_parts_whichever_fails(make, fails):
     home, run = make
     done, calls = run('test')
     assert done.returncode == 0, done.stderr
-    parts = {part for _, call in calls for part in ('pages.py check', 'nbdev_test', '-m pytest') if part in call}
-    assert len(parts) == len(calls) == 3
+    parts = {part for _, call in calls for part in ('pages.py check', 'nbdev_test', 'pytest') if part in call}
+    assert len(parts) == len(calls) == 3 and 'pytest' in calls[2][1]
     done, calls = run('test', fails=fails)
-    assert done.returncode != 0 and len(calls) == 3 and 'failed: ' in done.stdout
+    assert done.returncode != 0 and len(calls) == 3
     assert done.stdout.splitlines()[-1] == '12 passed in 1.00s'
 
 
@@ -359,8 +359,8 @@ def test_make_works_below_a_path_with_a_space_and_a_dollar_sign(make):
 def test_make_test_slow_runs_the_slow_cells_and_tests(make):
     _, run = make
     _, calls = run('test', 'SLOW=1')
-    words = '\n'.join(call for _, call in calls)
-    assert '--flags slow' in words and '--slow tests' in words
+    *first, last = [call for _, call in calls]
+    assert any('--flags slow' in call for call in first) and '--slow' in last
     _, calls = run('test')
     assert not any('slow' in call for _, call in calls)
 
