@@ -177,14 +177,17 @@ def _same_pictures(a: Predictions, b: Predictions):
 # %% ../nbs/06_evaluation.ipynb #2afa75ab
 def _draw_seeds(runs, by, resamples, seed):
     """Headline figures of a run, or of a list of its seeds, from the same draws: the first one's predictions, group
-    codes (n,), what `draw` returns averaged over seeds, and the half width (figures,) that their spread adds."""
+    codes (n,), what `draw` returns averaged over seeds, and each seed's figures (seeds, figures)."""
     runs = [load(run) for run in listify(runs)]
     for run in runs: _same_pictures(runs[0], run)
-    codes, k = group_codes(runs[0], by), len(runs)
-    figures = partial(headline_figures, k=len(runs[0].classes))
+    codes, figures = group_codes(runs[0], by), partial(headline_figures, k=len(runs[0].classes))
     drawn = [draw(codes, headline_columns(run), figures, resamples, seed) for run in runs]
-    spread = stats.sem([values for values, _, _ in drawn]) * stats.t.ppf(.975, k - 1) if k > 1 else 0
-    return runs[0], codes, [np.mean(part, axis=0) for part in zip(*drawn)], spread
+    seeds = np.array([values for values, _, _ in drawn])
+    return runs[0], codes, [np.mean(part, axis=0) for part in zip(*drawn)], seeds
+
+def _spread(seeds):
+    "The half width (figures,) that the spread between seeds adds to an interval."
+    return stats.sem(seeds) * stats.t.ppf(.975, len(seeds) - 1) if len(seeds) > 1 else 0
 
 # %% ../nbs/06_evaluation.ipynb #cd2299ff
 def bootstrap(
@@ -194,8 +197,8 @@ def bootstrap(
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each headline figure; columns value, low, high
     "Headline figures with 95 % intervals; ValueError for an unknown `by` or differing pictures."
-    first, codes, drawn, spread = _draw_seeds(runs, by, resamples, seed)
-    low, high = interval(*drawn, codes, ~np.isin(first.headlines, _NO_FRACTION), spread)
+    first, codes, drawn, seeds = _draw_seeds(runs, by, resamples, seed)
+    low, high = interval(*drawn, codes, ~np.isin(first.headlines, _NO_FRACTION), _spread(seeds))
     columns = {'value': drawn[0], 'low': np.maximum(low, 0), 'high': high}
     return pd.DataFrame(columns, pd.Index(first.headlines, name='figure'))
 
@@ -234,11 +237,13 @@ def plot_confusion(
 
 # %% ../nbs/06_evaluation.ipynb #5d2e7c40
 def _difference(old, new, figure):
-    "A figure of both sides, as _draw_seeds returns them, and its difference with a 95 % interval."
-    (first, codes, before, old_spread), (_, _, after, new_spread) = old, new
+    "A figure of both sides, as _draw_seeds returns them, and its difference with a 95 % interval, seeds in pairs."
+    (first, codes, before, old_seeds), (_, _, after, new_seeds) = old, new
+    paired = len(old_seeds) == len(new_seeds)
+    spread = _spread(new_seeds - old_seeds) if paired else np.hypot(_spread(old_seeds), _spread(new_seeds))
     at, apart = first.headlines.index(figure), [b - a for a, b in zip(before, after)]
     most = np.inf if figure in _NO_FRACTION else 1  # fractions cannot differ by more
-    low, high = interval(*apart, codes, False, np.hypot(old_spread, new_spread))[:, at].clip(-most, most).tolist()
+    low, high = interval(*apart, codes, False, spread)[:, at].clip(-most, most).tolist()
     return {'a': float(before[0][at]), 'b': float(after[0][at]), 'difference': float(apart[0][at]),
             'low': low, 'high': high}
 
@@ -255,7 +260,7 @@ def _one_question(sides):
 # %% ../nbs/06_evaluation.ipynb #8b4bb8cb
 def compare(
     a,  # a run folder, Predictions, or a list of seeds
-    b,  # the same; a positive difference says that b has more
+    b,  # the same, as many seeds in the same order; a positive difference says that b has more
     figure: str = 'accuracy',  # of headlines
     resamples: int = 2000,
     seed: int = 0,

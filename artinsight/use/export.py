@@ -17,7 +17,7 @@ from pathlib import Path
 from timeit import repeat
 from types import SimpleNamespace
 
-import numpy as np, pandas as pd, torch
+import artinsight, numpy as np, pandas as pd, torch
 from torch import nn
 
 # %% ../../nbs/use/02_export.ipynb #68477300
@@ -54,7 +54,7 @@ def describe_input(run: Run) -> dict:
     shape = f'uint8 (n, 3, {run.size}, {run.size}), RGB'
     steps = f'squashed to {SQUASH} x {SQUASH}, then to {run.size} x {run.size}, antialiased bilinear'
     output = f'probabilities (n, {len(run.classes)}), calibrated'
-    return {'labels': dumps(run.classes), 'size': str(run.size), 'artinsight': metadata.version('artinsight'),
+    return {'labels': dumps(run.classes), 'size': str(run.size), 'artinsight': artinsight.__version__,
             'experiment': run.record['experiment']['name'], 'trained_on': run.record['data']['name'],
             'calibration': dumps(run.calibration), 'output': output, 'comment': MADE_BY,
             'input': f'{shape}: the upright picture {steps}'}
