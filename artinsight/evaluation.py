@@ -12,14 +12,14 @@ from functools import partial
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import listify, patch
-from scipy import sparse, stats
+from scipy import sparse
 from sklearn import metrics
 
 # %% ../nbs/06_evaluation.ipynb #153ab4da
 from .engine.files import user_path
 from .engine.folders import class_folder, own_table
 from .engine.heatmaps import plot_counts
-from .engine.intervals import draw, figures_of_sums, interval, only_one_right
+from .engine.intervals import draw, figures_of_sums, interval, only_one_right, seed_spread
 from .engine.runs import prediction_fault, saved_classes
 from .data import CLASSES, coarser, describe, FOLDERS, reported, TARGETS
 from .training import load_predictions
@@ -185,10 +185,6 @@ def _draw_seeds(runs, by, resamples, seed):
     seeds = np.array([values for values, _, _ in drawn])
     return runs[0], codes, [np.mean(part, axis=0) for part in zip(*drawn)], seeds
 
-def _spread(seeds):
-    "The half width (figures,) that the spread between seeds adds to an interval."
-    return stats.sem(seeds) * stats.t.ppf(.975, len(seeds) - 1) if len(seeds) > 1 else 0
-
 # %% ../nbs/06_evaluation.ipynb #cd2299ff
 def bootstrap(
     runs,  # Predictions, a run folder, or a list of seeds
@@ -198,7 +194,7 @@ def bootstrap(
 ) -> pd.DataFrame:  # a row for each headline figure; columns value, low, high
     "Headline figures with 95 % intervals; ValueError for an unknown `by` or differing pictures."
     first, codes, drawn, seeds = _draw_seeds(runs, by, resamples, seed)
-    low, high = interval(*drawn, codes, ~np.isin(first.headlines, _NO_FRACTION), _spread(seeds))
+    low, high = interval(*drawn, codes, ~np.isin(first.headlines, _NO_FRACTION), seed_spread(seeds))
     columns = {'value': drawn[0], 'low': np.maximum(low, 0), 'high': high}
     return pd.DataFrame(columns, pd.Index(first.headlines, name='figure'))
 
@@ -239,11 +235,9 @@ def plot_confusion(
 def _difference(old, new, figure):
     "A figure of both sides, as _draw_seeds returns them, and its difference with a 95 % interval, seeds in pairs."
     (first, codes, before, old_seeds), (_, _, after, new_seeds) = old, new
-    paired = len(old_seeds) == len(new_seeds)
-    spread = _spread(new_seeds - old_seeds) if paired else np.hypot(_spread(old_seeds), _spread(new_seeds))
     at, apart = first.headlines.index(figure), [b - a for a, b in zip(before, after)]
     most = np.inf if figure in _NO_FRACTION else 1  # fractions cannot differ by more
-    low, high = interval(*apart, codes, False, spread)[:, at].clip(-most, most).tolist()
+    low, high = interval(*apart, codes, False, seed_spread(new_seeds, old_seeds))[:, at].clip(-most, most).tolist()
     return {'a': float(before[0][at]), 'b': float(after[0][at]), 'difference': float(apart[0][at]),
             'low': low, 'high': high}
 
