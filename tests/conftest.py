@@ -1,13 +1,15 @@
-"""Shared by all tests: the `slow` marker and six fixtures: `few_epochs`, `sample`, `runs`, `builder`, `shared`,
-`browser`."""
+"""Shared by all tests: the `slow` marker and nine fixtures: `few_epochs`, `sample`, `thumbnails`, `tiny`, `nobody`,
+`runs`, `builder`, `shared`, `browser`."""
 import gc
 import importlib.util
+import multiprocessing
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,6 +19,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    "Processes that tests start have what a training imports, and so does the first step of an optimiser."
+    multiprocessing.set_forkserver_preload(['artinsight.study', 'kagglehub', 'torch._dynamo'])
     config.addinivalue_line('markers', 'slow: takes minutes; runs only with --slow')
 
 
@@ -53,7 +57,7 @@ def few_epochs():
     "Quick trainings on a handful of pictures stop early here: what is asked of them is seldom what they learn."
     from artinsight import training
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, '_SEEN', 1000)
+        patch.setattr(training, '_SEEN', 300)
         yield
 
 
@@ -62,6 +66,33 @@ def sample():
     "The painted sample of the quick runs, painted once per machine."
     from quick_runs import quick_sample
     return Path(quick_sample())
+
+
+@pytest.fixture(scope='session')
+def thumbnails(sample, tmp_path_factory):
+    "Nine training and three test pictures of each folder of the painted sample, small, so that decoding costs little."
+    place = tmp_path_factory.mktemp('thumbnails')/'set'   # which others than us may read
+    for folder in sorted(sample.glob('t*/*')):
+        (to := place/folder.relative_to(sample)).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:9 if folder.parent.name == 'train' else 3]:
+            with Image.open(file) as picture: picture.resize((96, 96), reducing_gap=2).save(to/file.name, quality=90)
+    return place
+
+
+@pytest.fixture
+def tiny(thumbnails, tmp_path):
+    "A copy of them, which may be broken."
+    return shutil.copytree(thumbnails, tmp_path/'tiny')
+
+
+@pytest.fixture
+def nobody():
+    "Without root's rights, to whom no folder is closed."
+    if os.geteuid(): yield
+    else:
+        os.seteuid(65534)
+        try: yield
+        finally: os.seteuid(0)
 
 
 @pytest.fixture(scope='session')

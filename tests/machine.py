@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,9 @@ NOBODY = 65534
 ALONE = Path('/tmp/artinsight-nobody.lock')  # RLIMIT_NPROC counts all processes of the user, whoever tests
 
 
-def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):
+def scarce(*command, threads=None, timeout=300, **environment):
     "Run a console script or Python as a user without any rights but reading, without a home, under limits."
     def limit():
-        if file_bytes is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         if threads is not None: resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
     command = python(*command)
     if os.geteuid() == 0:
@@ -35,6 +35,15 @@ def scarce(*command, threads=None, file_bytes=None, timeout=300, **environment):
     given |= {'HOME': '/proc/nowhere', 'PYTHONDONTWRITEBYTECODE': '1', **environment}
     with FileLock(ALONE):
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, preexec_fn=limit, env=given)
+
+
+@contextmanager
+def full_disk(file_bytes):
+    "In this process, also root's, no file grows beyond so many bytes: write fails as on a full disk, by another number."
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, most))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def theirs(folder):

@@ -55,7 +55,7 @@ def quick_runs():
         if (folder/'all-done').exists(): return folder
         data = quick_sample()
         context = get_context('forkserver')  # PyTorch forbids a fork after a backward pass
-        context.set_forkserver_preload(['artinsight.study'])
+        context.set_forkserver_preload(['artinsight.study', 'torch._dynamo'])
         with ProcessPoolExecutor(2, context) as pool:
             trainings = [pool.submit(train, name, data, folder) for name in reversed(EXPERIMENTS)]
             for each in trainings: each.result()

@@ -13,7 +13,7 @@ from PIL import Image
 from artinsight.use.explain import explain_files
 from artinsight.use.page import answer_upload
 from artinsight.use.predict import in_batches, list_images, load_run
-from machine import scarce, theirs
+from machine import full_disk, scarce, theirs
 from scripts import call
 
 
@@ -182,9 +182,8 @@ def test_predict_where_no_thread_can_be_started(runs, pictures):
 
 
 def test_explain_on_a_full_disk(runs, pictures, tmp_path):
-    "No file may grow beyond 1,000 bytes: write() fails as it does on a full disk, with another number"
-    done = scarce('artinsight_explain', runs/'simple_cnn', *pictures, '--out', theirs(tmp_path), file_bytes=1000)
-    assert done.returncode == 2 and 'Traceback' not in done.stderr and not names(tmp_path), done.stderr
+    with full_disk(1000): done = call('artinsight_explain', runs/'simple_cnn', *pictures, '--out', tmp_path)
+    assert done.returncode == 2 and 'File too large' in done.stderr and not names(tmp_path), done.stderr
 
 
 @pytest.fixture

@@ -52,15 +52,6 @@ def own_cache(tmp_path, monkeypatch, sample):
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path/'cache'))
     monkeypatch.delenv('ARTINSIGHT_DATA', raising=False)
 
-@pytest.fixture
-def tiny(sample, tmp_path):
-    "Nine training and three test pictures of each folder of the painted sample, copied so that they may be broken."
-    for split, n in (('train', 9), ('test', 3)):
-        for folder in FOLDERS:
-            (tmp_path/'tiny'/split/folder).mkdir(parents=True)
-            for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, tmp_path/'tiny'/split/folder)
-    return tmp_path/'tiny'
-
 @contextmanager
 def small_disk(where, megabytes, options=''):
     "A file system of this size, or a skip."

@@ -25,8 +25,6 @@ from kaggle_server import serve
 def start():
     "Start a function in a process of its own: `start(function, *args)`."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['kagglehub', 'artinsight.loading', 'artinsight.training', 'artinsight.study',
-                                    'artinsight.evaluation', 'nbclient', 'nbconvert', 'nbformat'])
     def begin(function, *args):
         process = context.Process(target=quietly, args=(function, *args))
         process.start()
@@ -101,7 +99,7 @@ def build(frame, root, folder, workers, log):
 @pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
-    frame, folder = data.index(sample).iloc[::8].reset_index(drop=True), tmp_path/'store'
+    frame, folder = data.index(sample).iloc[::16].reset_index(drop=True), tmp_path/'store'
     storing.build_store(frame, sample, 32, tmp_path/'reference', workers=1, progress=False)
     def journal():
         return [json.loads(line)['block'] for p in folder.rglob('blocks.jsonl')
@@ -170,10 +168,9 @@ def epochs_done(run):
     if not file.exists(): return []
     with safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
 
-def test_training(start, sample, tmp_path, request):
+def test_training(start, thumbnails, tmp_path, request):
     "The same weights and predictions to the bit, the same losses; no finished epoch is trained again."
-    frame = data.index(sample).iloc[::16].reset_index(drop=True)
-    store = frame, sample, tmp_path/'store'
+    store = data.index(thumbnails), thumbnails, tmp_path/'store'
     reference = start(fit, store, tmp_path/'reference', os.devnull)
     reference.join()
     assert reference.exitcode == 0
@@ -218,14 +215,10 @@ def experiment(recipe, root, runs, cache, pause, log):
 
 class Trial:
     "An experiment on few pictures, its folders, and the same one done without interruption."
-    def __init__(self, sample, place, epochs):
-        self.root, self.cache, self.runs, self.reference = place/'data', place/'cache', place/'runs', place/'reference'
+    def __init__(self, root, place, epochs):
+        self.root, self.cache, self.runs, self.reference = root, place/'cache', place/'runs', place/'reference'
         self.run, self.recipe = self.runs/'simple_cnn', replace(study.find_experiment('simple_cnn', quick=True),
                                                                 epochs=epochs)
-        for split, n in (('train', 9), ('test', 3)):
-            for folder in data.FOLDERS:
-                (self.root/split/folder).mkdir(parents=True)
-                for file in sorted((sample/split/folder).iterdir())[:n]: shutil.copy(file, self.root/split/folder)
     def args(self, pause=0): return self.recipe, self.root, self.runs, self.cache, pause
     def done(self):
         "What must not be done again: blocks, epochs, predictions."
@@ -244,8 +237,8 @@ class Trial:
                                                         'history.csv'}
 
 @pytest.fixture
-def trial(start, sample, tmp_path):
-    trial = Trial(sample, tmp_path, epochs=6)
+def trial(start, tiny, tmp_path):
+    trial = Trial(tiny, tmp_path, epochs=6)
     reference = start(experiment, trial.recipe, trial.root, trial.reference, tmp_path/'cache0', 0, os.devnull)
     reference.join()
     assert reference.exitcode == 0
@@ -278,10 +271,10 @@ def test_evaluation(start, trial, tmp_path, request, monkeypatch):
             trial.check)
 
 @pytest.mark.slow     # nbs/08_study.ipynb shows the same on few pictures
-def test_another_machine_goes_on(sample, tmp_path):
+def test_another_machine_goes_on(tiny, tmp_path):
     """Runs and store on a drive that outlives the machine: the pictures are fetched again there, with other dates;
     nothing is decoded or trained twice."""
-    trial = Trial(sample, tmp_path, epochs=15)
+    trial = Trial(tiny, tmp_path, epochs=15)
     env = {**os.environ, 'ARTINSIGHT_CACHE': str(tmp_path/'drive/cache'), 'OMP_NUM_THREADS': '1'}
     command = ['artinsight_train', 'simple_cnn', '--quick', '--data', str(trial.root), '--runs',
                str(tmp_path/'drive/runs'), '--device', 'cpu']

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import artinsight, pandas as pd, pytest, torch
 from artinsight import study, training
-from artinsight.data import FOLDERS, index, parts
+from artinsight.data import index, parts
 from artinsight.engine.precision import PRECISIONS
 from artinsight.engine.store import build_store
 from artinsight.loading import dataloaders
@@ -168,16 +168,10 @@ def test_a_run_holds_nothing_when_the_next_one_begins(tiny, tmp_path, monkeypatc
 
 # Folders
 
-@pytest.fixture
-def tiny(sample, tmp_path, monkeypatch):
-    "Nine training pictures and one test picture of each folder, and a cache of their own."
-    monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
-    for split, number in (('train', 9), ('test', 1)):
-        for folder in FOLDERS:
-            (tmp_path / 'tiny' / split / folder).mkdir(parents=True)
-            for file in sorted((sample / split / folder).iterdir())[:number]:
-                shutil.copy(file, tmp_path / 'tiny' / split / folder)
-    return tmp_path / 'tiny'
+@pytest.fixture(autouse=True)
+def own_cache(request, tmp_path, monkeypatch):
+    "Stores of the tests that break pictures stay in their own folder."
+    if 'tiny' in request.fixturenames: monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
 
 
 def tiny_recipe(): return replace(find_experiment('simple_cnn', quick=True), epochs=1)
@@ -216,16 +210,6 @@ def test_train_itself_spells_out_the_home_folder(loaders, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     train(replace(RECIPE, epochs=1), network(), loaders(), '~/run')
     assert (tmp_path / 'run/history.csv').exists() and not (tmp_path / '~').exists()
-
-
-@pytest.fixture
-def nobody():
-    "Without root's rights, to whom no folder is closed."
-    if os.geteuid(): yield
-    else:
-        os.seteuid(65534)
-        try: yield
-        finally: os.seteuid(0)
 
 
 def closed_runs(runs): runs.mkdir(); runs.chmod(0o555)

@@ -1,6 +1,6 @@
 """First weights as they really come: torchvision's published file, old files, checkpoints of other people's training
 scripts, and what is no file of weights."""
-import io, os, pickle, shutil, sys, zipfile
+import io, os, pickle, sys, zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from dataclasses import replace
@@ -247,33 +247,23 @@ def test_a_home_folder_is_spelled_out(tmp_path, monkeypatch):
     assert same_trunk(resnet18('~/own.pth'), source)
 
 
-def few_pictures(sample, place):
-    "Nine training pictures of each folder and one test picture."
-    for split, number in (('train', 9), ('test', 1)):
-        for folder in (sample / split).iterdir():
-            (place / split / folder.name).mkdir(parents=True)
-            for file in sorted(folder.iterdir())[:number]: shutil.copy(file, place / split / folder.name)
-    return place
-
-
-def test_quick_base_trains_from_the_cache(cache, sample, tmp_path, monkeypatch, capsys):
+def test_quick_base_trains_from_the_cache(cache, tiny, tmp_path, monkeypatch, capsys):
     "Before: exit 2 after the published file was refused."
     torch.save(published(), cache)
     monkeypatch.setitem(training.QUICK, 'epochs', 1)
-    root = few_pictures(sample, tmp_path / 'data')
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
-    code, err = said(['resnet18_base', '--quick', '--data', root, '--runs', tmp_path / 'runs'], monkeypatch, capsys)
+    code, err = said(['resnet18_base', '--quick', '--data', tiny, '--runs', tmp_path / 'runs'], monkeypatch, capsys)
     assert code == 0, err
     record = read_record(tmp_path / 'runs/resnet18_base')
-    assert record['weights'] == 'imagenet' and record['quick'] and record['test']['n'] == 30
+    assert record['weights'] == 'imagenet' and record['quick'] and record['test']['n'] == 90
 
 
 @pytest.mark.slow
-def test_the_five_experiments_begin_with_the_published_file(cache, sample, tmp_path, monkeypatch):
+def test_the_five_experiments_begin_with_the_published_file(cache, tiny, tmp_path, monkeypatch):
     "Before: ended after the simple CNN. One epoch each, on few pictures."
     torch.save(published(), cache)
     monkeypatch.setenv('ARTINSIGHT_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(study, 'find_experiment', lambda *words: replace(find_experiment(*words), epochs=1))
-    records = reproduce(few_pictures(sample, tmp_path / 'data'), tmp_path / 'runs', quick=True, weights='imagenet')
+    records = reproduce(tiny, tmp_path / 'runs', quick=True, weights='imagenet')
     assert [record['weights'] for record in records] == ['none', *4 * ['imagenet']]
-    assert all(record['test']['n'] == 30 for record in records)
+    assert all(record['test']['n'] == 90 for record in records)
