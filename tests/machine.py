@@ -39,7 +39,7 @@ def scarce(*command, threads=None, timeout=300, **environment):
 
 @contextmanager
 def full_disk(file_bytes):
-    "In this process, also root's, no file grows beyond so many bytes: write fails as on a full disk, by another number."
+    "In this process, root's too, no file grows beyond so many bytes: writing fails as on a full disk."
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, most))
     try: yield

@@ -18,6 +18,7 @@ from torch import nn
 # %% ../../nbs/trust/01_maps.ipynb #d04f7158
 from ..engine.figures import name_colours, PAIR
 from ..engine.heatmaps import border_mass, enlarge
+from ..engine.inference import fold_batchnorm
 from ..engine.intervals import error_bars, grouped
 from ..engine.layers import evaluating
 from ..gradcam import ask, GradCAM, probability, scale
@@ -94,7 +95,9 @@ def _rivals(maps, seed=0):
 def _blurred(x):
     "Pictures without detail: twice a mean over a quarter of the side"
     k = x.shape[-1] // 8 * 2 + 1
-    for _ in range(2): x = F.avg_pool2d(F.pad(x, [k // 2] * 4, mode='replicate'), k, 1)
+    for _ in range(2):  # over columns, then over rows: the same mean for less
+        x = F.pad(x, [k // 2] * 4, mode='replicate')
+        x = F.avg_pool2d(F.avg_pool2d(x, (k, 1), 1), (1, k), 1)
     return x
 
 # %% ../../nbs/trust/01_maps.ipynb #rivals
@@ -103,6 +106,14 @@ def _order(maps, size, seed=0):
     big = enlarge(maps, size).flatten(1)
     big = big + 1e-6 * torch.rand(big.shape, generator=torch.Generator().manual_seed(seed))
     return (big.argsort(1, descending=True).argsort(1) / (big.shape[1] - 1)).view(-1, 1, *size)
+
+def _answers(cam, asked):
+    "A function that gives the answers' probabilities for two versions of each picture: two lists of n"
+    leaner = GradCAM(fold_batchnorm(cam.model), precision=cam.precision, classes=cam.classes)
+    def answers(deleted, inserted):
+        logits = leaner.predict(torch.cat([deleted, inserted]))
+        return probability(logits, asked * 2, cam.classes).view(2, -1).tolist()
+    return answers
 
 # %% ../../nbs/trust/01_maps.ipynb #deletion
 def deletion_insertion(
@@ -114,13 +125,13 @@ def deletion_insertion(
 ) -> pd.DataFrame:  # picture, map (gradcam, centre, random), test (deletion, insertion), share, probability
     "The answer's probability while places turn grey (deletion) or sharp (insertion) in a map's order, as in RISE"
     raw, logits = cam.run(x, target)
-    asked, blurred, rows = ask(logits, target, cam.classes), _blurred(x), []
+    answers, blurred, rows = _answers(cam, ask(logits, target, cam.classes)), _blurred(x), []
+    ends = {0: answers(x, blurred), 1: answers(torch.zeros_like(x), x)}  # whatever the order
     for name, maps in _rivals(scale(raw), seed).items():
         order = _order(maps, x.shape[-2:], seed).to(x.device)
         for share in np.linspace(0, 1, steps + 1).tolist():
-            first = (order <= share) & (share > 0)
-            mixed = torch.cat([torch.where(first, 0, x), torch.where(first, x, blurred)])
-            both = probability(cam.predict(mixed), asked * 2, cam.classes).view(2, -1).tolist()
+            first = order <= share
+            both = ends.get(share) or answers(torch.where(first, 0, x), torch.where(first, x, blurred))
             rows += [(i, name, test, share, p) for test, some in zip(('deletion', 'insertion'), both)
                      for i, p in enumerate(some)]
     return pd.DataFrame(rows, columns=['picture', 'map', 'test', 'share', 'probability'])
@@ -183,15 +194,17 @@ def honesty(
     seed: int = 0,  # of random weights, maps and draws
 ) -> dict:  # Figures, the two tables randomisation and curves, and verdict
     "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
-    maps, table = cam(x, target), randomisation_test(cam, x, target, seed)
-    curves = deletion_insertion(cam, x, target, seed=seed)
+    raw, logits = cam.run(x, target)
+    maps, asked = scale(raw), ask(logits, target, cam.classes)
+    table = randomisation_test(cam, x[:48], asked[:48], seed)  # once for every layer: some will do for a mean
+    curves = deletion_insertion(cam, x, asked, seed=seed)
     area, last = areas(curves), table.iloc[-1]
     result = dict(
         n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
         empty=(~maps.flatten(1).any(1)).float().mean().item(),
         randomised_rank=last.rank_correlation.item(), randomised_ssim=last.ssim.item(), area=area.mean().to_dict(),
         **{f'over_{rival}': mean_interval(area.gradcam - area[rival]) for rival in ('random', 'centre')},
-        border_mass=mean_interval(border_mass(maps)), shift_stability=mean_interval(shift_stability(cam, x, target)))
+        border_mass=mean_interval(border_mass(maps)), shift_stability=mean_interval(shift_stability(cam, x, asked)))
     return dict(result, verdict=verdict(result), randomisation=table, curves=curves)
 
 # %% ../../nbs/trust/01_maps.ipynb #curves
