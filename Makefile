@@ -4,7 +4,9 @@
 IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
 PAGES = .venv/bin/python tools/pages.py
 NBDEV_TEST = $(IN_VENV) OMP_NUM_THREADS=1 ARTINSIGHT_RUNS="$$PWD/runs" python tools/nbdev_test.py --n_workers 2 --do_print $(if $(SLOW),--flags slow)
-PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist $(if $(SLOW),loadfile,worksteal) -o tmp_path_retention_policy=failed \
+# Plugins that other packages bring are left out: pytest would compile all of them anew, in each worker.
+PYTEST = $(IN_VENV) OMP_NUM_THREADS=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
+	python -m pytest -p xdist.plugin -q -n 2 --dist $(if $(SLOW),loadfile,worksteal) -o tmp_path_retention_policy=failed \
 	$(if $(SLOW),--slow) tests
 # A temporary folder of its own, for every user, that goes whatever happens: tests leave gigabytes of pictures otherwise.
 SCRATCH = TMPDIR=$$(mktemp -d) && export TMPDIR && chmod 1777 "$$TMPDIR" && trap 'rm -rf "$$TMPDIR"' EXIT && \
