@@ -37,9 +37,9 @@ def made_by_this_code(folder):
 
 
 def train(name, data, folder):
-    "One of the five, for an epoch on some of the pictures, in a process of its own."
+    "One of the five, for an epoch, in a process of its own."
     torch.set_num_threads(1)
-    with patch.dict(training.QUICK, epochs=1, per_style=60):
+    with patch.dict(training.QUICK, epochs=1):
         run_experiment(find_experiment(name, quick=True), index(data), folder, 'none', 'cpu')
 
 
