@@ -5,14 +5,15 @@ from scipy import special
 from artinsight import evaluation
 from artinsight.beyond import by_generator, factored
 from artinsight.data import STYLES, folder_name
-from artinsight.evaluation import HEADLINES, Predictions, bootstrap, headline_columns, headline_figures
+from artinsight.evaluation import HEADLINES, Predictions, bootstrap, compare, headline_columns, headline_figures
 from artinsight.trust.calibration import calibration, plot_calibration
 
 FOLDER = [folder_name(style, generator) for generator in ('SD', 'human') for style in STYLES]
 
 
-def trainings(seed, seeds, groups=400):
-    "Several trainings of a recipe on one test set: hard groups are hard for all, a training is a bit better or worse."
+def trainings(seed, seeds, groups=400, recipe=0):
+    """Several trainings of a recipe on one test set: hard groups are hard for all, a training is a bit better or worse,
+    mostly by the luck of its seed, which all recipes share."""
     world = np.random.default_rng(seed)
     kind = world.integers(20, size=groups)
     code = np.repeat(np.arange(groups), np.where(kind < 10, 4, world.geometric(.2, groups)))
@@ -20,9 +21,9 @@ def trainings(seed, seeds, groups=400):
            for n, (c, g) in enumerate(zip(kind[code], code))]
     shared, result = 1.2 * world.normal(size=(groups, 20))[code] + world.normal(size=(len(code), 20)), []
     for training in range(seeds):
-        own = np.random.default_rng([seed, training])
+        own, luck = np.random.default_rng([seed, training, recipe]), np.random.default_rng([seed, training])
         scores = shared + .9 * own.normal(size=(groups, 20))[code] + 1.1 * own.normal(size=(len(code), 20))
-        scores[np.arange(len(code)), kind[code]] += 3.5 + .3 * own.normal()
+        scores[np.arange(len(code)), kind[code]] += 3.5 + .3 * luck.normal() + .1 * own.normal()
         result.append(Predictions(kind[code], special.softmax(scores, axis=1), ids))
     return result
 
@@ -39,6 +40,20 @@ def test_pooled_seeds_hold_the_truth():
     pooled, one = (held[name][HEADLINES] / 200 for name in ('pooled', 'one'))
     assert pooled.min() >= .91, pooled  # 200 sets: chance alone moves a share by up to 4 points
     assert one.max() < .85, one
+
+
+@pytest.mark.slow
+def test_paired_seeds_hold_the_truth():
+    "Two recipes that are equally good: 95 % of the intervals hold nothing, and pairs make them narrower."
+    held, widths = 0, []
+    for seed in range(200):
+        one, other = trainings(seed, 3), trainings(seed, 3, recipe=1)
+        paired, crossed = (compare(one, some, resamples=100) for some in (other, other[1:] + other[:1]))
+        held += paired['low'] <= 0 <= paired['high']
+        widths.append([found['high'] - found['low'] for found in (paired, crossed)])
+    assert .91 <= held / 200, held
+    narrow, wide = np.mean(widths, axis=0)
+    assert narrow < .7 * wide, (narrow, wide)
 
 
 @pytest.mark.filterwarnings('error')
