@@ -196,8 +196,7 @@ def honesty(
     "All tests of a model's maps, and what follows; `ValueError` as `GradCAM.run`"
     raw, logits = cam.run(x, target)
     maps, asked = scale(raw), ask(logits, target, cam.classes)
-    table = randomisation_test(cam, x[:48], asked[:48], seed)  # once for every layer: some will do for a mean
-    curves = deletion_insertion(cam, x, asked, seed=seed)
+    table, curves = randomisation_test(cam, x, asked, seed), deletion_insertion(cam, x, asked, seed=seed)
     area, last = areas(curves), table.iloc[-1]
     result = dict(
         n=len(x), layer=cam.at(tuple(x.shape[-2:])), map_size=list(maps.shape[1:]),
