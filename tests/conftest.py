@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.modules.setdefault('rfc3987_syntax', None)  # see tools/pages.py
 
 
 def pytest_addoption(parser):

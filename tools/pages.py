@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+sys.modules.setdefault('rfc3987_syntax', None)  # jsonschema compiles grammars with it, for seconds, unasked
 import nbformat, yaml
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -248,9 +248,12 @@ def alarm(self: Run, rate: float = .01) -> dict:
 @patch
 def alarms(self: Run) -> list:  # of dicts, one for each rate that the pictures can bear; [] where none is known
     "The usual rates of false alarms, the smallest widened to what is known."
-    try: told = [self.alarm(rate) for rate in RATES]
-    except ValueError: return []
-    return [one for i, one in enumerate(told) if one['enough'] or i == 0 or told[i - 1]['enough']]
+    told = []
+    for rate in RATES:
+        try: told.append(self.alarm(rate))
+        except ValueError: break  # a copy of a run knows the rates that its pictures bore
+        if not told[-1]['enough']: break
+    return told
 
 
 # %% ../../nbs/use/00_predict.ipynb #8dd3bb29
