@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'STUDY_SAMPLE', 'picture', 'artist_name', 'painting', 'paint', 'painted_sample']
 
 # %% ../nbs/01_sample.ipynb #451b9dbd
-import sys, zlib
+import shutil, sys, zlib
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -206,6 +206,17 @@ def _counts(train, ai, test):
     images = COUNTS.split.map({'train': train, 'test': test})
     return COUNTS.assign(images=images.mask(COUNTS.folder.str.startswith('AI_') & (COUNTS.split == 'train'), ai))
 
+# %% ../nbs/01_sample.ipynb #f70d91c3
+def _borrow(dest, counts, seed):
+    "Copy what other samples of this seed have of one: its pictures do not depend on how many there are."
+    others = list(cache_folder().glob(f'painted-sample-{VERSION}-*-{seed}'))
+    for split, folder, n in zip(counts.split, counts.folder, counts.images):
+        (_claim(dest, seed, None) / split / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(n):
+            path = Path(split, folder, painting(split, folder, number, seed)[0])
+            there = next((other / path for other in others if (other / path).exists()), None)
+            if there: shutil.copyfile(there, dest / path)
+
 # %% ../nbs/01_sample.ipynb #3ad5a689
 def painted_sample(
     train: int = 40,  # training pictures in each human folder
@@ -216,12 +227,15 @@ def painted_sample(
 ) -> Path:  # a folder for data.index
     "A small painted sample, painted on the first call and kept."
     ai = train if ai is None else ai
+    counts = _counts(train, ai, test)
     folder = user_path(folder or cache_folder() / f'painted-sample-{VERSION}-{train}-{ai}-{test}-{seed}')
     if folder.exists(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         sweep(folder.parent)
-        with atomic_write(folder) as temporary: paint(temporary, _counts(train, ai, test), seed)
+        with atomic_write(folder) as temporary:
+            _borrow(temporary, counts, seed)
+            paint(temporary, counts, seed)
     except OSError:
         if not folder.exists(): raise  # otherwise another process was faster, and its pictures are the same
     return folder
