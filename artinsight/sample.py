@@ -208,14 +208,15 @@ def _counts(train, ai, test):
 
 # %% ../nbs/01_sample.ipynb #f70d91c3
 def _borrow(dest, counts, seed):
-    "Copy what other samples of this seed have of one: its pictures do not depend on how many there are."
+    "Copy what other samples of this seed have of one, whose pictures do not depend on how many there are."
     others = list(cache_folder().glob(f'painted-sample-{VERSION}-*-{seed}'))
     for split, folder, n in zip(counts.split, counts.folder, counts.images):
-        (_claim(dest, seed, None) / split / folder).mkdir(parents=True, exist_ok=True)
+        (_claim(dest, seed, None) / split / folder).mkdir(parents=True)
         for number in range(n):
             path = Path(split, folder, painting(split, folder, number, seed)[0])
             there = next((other / path for other in others if (other / path).exists()), None)
             if there: shutil.copyfile(there, dest / path)
+    return dest
 
 # %% ../nbs/01_sample.ipynb #3ad5a689
 def painted_sample(
@@ -227,15 +228,13 @@ def painted_sample(
 ) -> Path:  # a folder for data.index
     "A small painted sample, painted on the first call and kept."
     ai = train if ai is None else ai
-    counts = _counts(train, ai, test)
     folder = user_path(folder or cache_folder() / f'painted-sample-{VERSION}-{train}-{ai}-{test}-{seed}')
     if folder.exists(): return folder
+    counts = _counts(train, ai, test)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         sweep(folder.parent)
-        with atomic_write(folder) as temporary:
-            _borrow(temporary, counts, seed)
-            paint(temporary, counts, seed)
+        with atomic_write(folder) as temporary: paint(_borrow(temporary, counts, seed), counts, seed)
     except OSError:
         if not folder.exists(): raise  # otherwise another process was faster, and its pictures are the same
     return folder

@@ -253,7 +253,7 @@ def test_several_runs_stand_in_one_table_and_a_correction_is_kept(browser, among
 GRADIOS_OWN = [('nested-interactive', 'aria-label="Add files"')]
 
 
-@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
+@pytest.mark.parametrize('width, dark', [pytest.param(1280, False, marks=pytest.mark.slow), (390, True)])
 def test_no_serious_fault_for_a_screen_reader(browser, among_proxies, pictures, width, dark):
     "By axe-core: without a picture, with an answer, with many answers, and the card"
     with visiting(browser, among_proxies[0], width, dark) as page:

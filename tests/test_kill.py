@@ -1,8 +1,7 @@
 """SIGKILL at any moment, then start again: the result is the same, and what was finished is not done twice.
 
-A few kills of each stage by default, forty and more over the lot with `--slow`. The victims are forked from a server
-process
-that has imported everything, so that a kill costs little and falls into the work.
+A few kills of download and experiment by default, forty and more over the lot with `--slow`. The victims are forked
+from a server process that has imported everything, so that a kill costs little and falls into the work.
 """
 import importlib.util, json, multiprocessing, os, random, shutil, signal, subprocess, time
 from dataclasses import replace
@@ -96,7 +95,8 @@ def build(frame, root, folder, workers, log):
     os.environ['NOTES'], storing._decode_block = str(log), noted
     storing.build_store(frame, root, 32, folder, workers=workers, progress=False)
 
-@pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow     # test_experiment is cut while it decodes, too
+@pytest.mark.parametrize('workers', [1, 2])
 def test_store(start, sample, tmp_path, request, workers):
     "Byte-identical pixels and journal; a block that stands in the journal is not decoded again."
     frame, folder = data.index(sample).iloc[::16].reset_index(drop=True), tmp_path/'store'
@@ -168,6 +168,7 @@ def epochs_done(run):
     if not file.exists(): return []
     with safe_open(file, 'pt') as opened: return range(len(json.loads(opened.metadata()['rows'])))
 
+@pytest.mark.slow     # test_experiment is cut while it trains, too
 def test_training(start, thumbnails, tmp_path, request):
     "The same weights and predictions to the bit, the same losses; no finished epoch is trained again."
     store = data.index(thumbnails), thumbnails, tmp_path/'store'
@@ -252,7 +253,7 @@ def test_experiment(start, trial, tmp_path, request):
         assert contents(tmp_path/'cache0') == contents(trial.cache)
     def wipe():
         for folder in (trial.cache, trial.runs): shutil.rmtree(folder, ignore_errors=True)
-    survive(start, kills_of(request, 2, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
+    survive(start, kills_of(request, 3, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
 
 @pytest.mark.slow  # test_experiment is cut there, too, if more rarely
 def test_evaluation(start, trial, tmp_path, request, monkeypatch):

@@ -134,6 +134,7 @@ def test_the_readme_s_lines_are_few_and_torchrun_understands_them():
     assert asked.groups() == ('2', '1', '4')
 
 
+@pytest.mark.slow  # two processes train as one above, and torchrun understands the line
 def test_the_readme_s_line_for_one_machine_trains(few, tmp_path):
     "Word for word, with the small network in the place of the large one, on a CPU."
     line, = readme_blocks()[0].splitlines()
