@@ -253,7 +253,7 @@ def test_experiment(start, trial, tmp_path, request):
         assert contents(tmp_path/'cache0') == contents(trial.cache)
     def wipe():
         for folder in (trial.cache, trial.runs): shutil.rmtree(folder, ignore_errors=True)
-    survive(start, kills_of(request, 3, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
+    survive(start, kills_of(request, 2, 8), 11, experiment, trial.args(), tmp_path/'log', trial.done, wipe, check)
 
 @pytest.mark.slow  # test_experiment is cut there, too, if more rarely
 def test_evaluation(start, trial, tmp_path, request, monkeypatch):
