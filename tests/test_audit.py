@@ -71,6 +71,7 @@ def test_quiet_on_clean_sets(tmp_path, seed):
     assert result['duplicates']['counts'] == {}
 
 
+@pytest.mark.slow  # nbs/trust/02_shortcuts.ipynb plants the same, and the next
 def test_size_shortcut(tmp_path):
     lines, result = lines_about(plant(tmp_path / 'large', sizes={'SD': 768}))
     row = score(result, 'SD from the rest', 'native size')
@@ -81,6 +82,7 @@ def test_size_shortcut(tmp_path):
                    for name in ('JPEG quality', 'JPEG subsampling', 'EXIF', '8 x 8 thumbnail'))
 
 
+@pytest.mark.slow
 def test_quality_shortcut(tmp_path):
     lines, result = lines_about(plant(tmp_path / 'quality', qualities={'LD': 75, 'SD': 75}))
     assert score(result, 'origin', 'JPEG quality')['score'] == 1

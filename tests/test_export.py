@@ -154,16 +154,25 @@ def test_an_export_replaces_its_own_and_not_through_a_link(run, sample, tmp_path
     with pytest.raises(FileExistsError): export_run(run, 'torch', index(sample), tmp_path/'out')
 
 
-def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(copied, sample, tiny, tmp_path, request):
-    "The run is somebody else's, who let nobody write; the caches of matplotlib, Hugging Face and ours have no place"
+@pytest.fixture
+def read_only(copied):
+    "Somebody else's run, who let nobody write."
     for path in (copied.path, *copied.path.iterdir()): path.chmod(0o555)
+    return copied.path
+
+
+@pytest.mark.slow  # test_explain.py does without a home, too
+def test_a_read_only_run_without_a_home_can_be_exported_elsewhere(read_only, sample, tmp_path):
+    "The caches of matplotlib, Hugging Face and ours have no place."
     (out := tmp_path/'out').mkdir()
     theirs(out)
-    done = scarce('artinsight_export', copied.path, '--to', 'torch', '--data', sample, '--out', out/'new')
+    done = scarce('artinsight_export', read_only, '--to', 'torch', '--data', sample, '--out', out/'new')
     assert done.returncode == 0, done.stderr
     assert sorted(content(out/'new')) == ['export-torch.json', 'model.pt2', 'model_card.md']
-    request.getfixturevalue('nobody')
-    done = call('artinsight_export', copied.path, '--to', 'torch', '--data', tiny)
+
+
+def test_nothing_is_exported_into_a_read_only_run(read_only, tiny, nobody):
+    done = call('artinsight_export', read_only, '--to', 'torch', '--data', tiny)
     assert 'ermission denied' in one_line(done, 'artinsight_export')
 
 

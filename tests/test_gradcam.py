@@ -1,5 +1,7 @@
 "Grad-CAM against its peers (captum, pytorch-grad-cam), against theory, and against evidence that we planted ourselves."
 import runpy, sys, threading
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import cv2, numpy as np, pytest, torch, torchvision.models as zoo
@@ -14,11 +16,12 @@ from artinsight.gradcam import GradCAM, ask, scale
 
 PEERS = [('resnet18', 224, 'layer4'), ('resnet18', 64, 'layer4'), ('resnet18', 64, 'layer3'),
          ('resnet18', 64, 'layer2.0'),
-         ('resnet18', 32, 'layer2'), ('mobilenet_v2', 224, 'features'), ('mobilenet_v2', 64, 'features.13'),
-         ('mobilenet_v2', 64, 'features.17.conv.2')]
+         ('resnet18', 32, 'layer2'), pytest.param('mobilenet_v2', 224, 'features', marks=pytest.mark.slow),
+         ('mobilenet_v2', 64, 'features.13'), ('mobilenet_v2', 64, 'features.17.conv.2')]
 
 
-def make(name, classes=20):
+@cache
+def made(name, classes):
     "A model with random weights that reacts to its pictures: measured BatchNorm statistics, a head of useful weights"
     torch.manual_seed(0)
     model = zoo.get_model(name, weights=None, num_classes=classes)
@@ -27,6 +30,9 @@ def make(name, classes=20):
         if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=.2)
     with torch.no_grad(): model.train()(torch.randn(8, 3, 96, 96))
     return model.eval()
+
+
+def make(name, classes=20): return deepcopy(made(name, classes))
 
 
 def pictures(n, size, seed=0): return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
@@ -91,10 +97,12 @@ def test_origin_and_style_are_the_gradients_that_they_claim_to_be():
         assert (got - expected).abs().max() <= 1e-6 and expected.max() > 0
 
 
-@pytest.mark.parametrize('name', ['alexnet', 'vgg11_bn', 'squeezenet1_1', 'densenet121', 'googlenet',
-                                  'shufflenet_v2_x0_5', 'mobilenet_v3_small',
-                                  'efficientnet_b0', 'regnet_y_400mf', 'convnext_tiny', 'mnasnet0_5',
-                                  'resnext50_32x4d'])
+LARGE = 'vgg11_bn', 'densenet121', 'convnext_tiny', 'resnext50_32x4d'  # take a second each
+
+
+@pytest.mark.parametrize('name', ['alexnet', 'squeezenet1_1', 'googlenet', 'shufflenet_v2_x0_5', 'mobilenet_v3_small',
+                                  'efficientnet_b0', 'regnet_y_400mf', 'mnasnet0_5',
+                                  *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_default_layer_of_other_torchvision_cnns(name):
     kwargs = dict(init_weights=True) if name == 'googlenet' else {}
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """SIGKILL at any moment, then start again: the result is the same, and what was finished is not done twice.
 
-A few kills of download and experiment by default, forty and more over the lot with `--slow`. The victims are forked
+Two kills of an experiment by default, forty and more over the lot with `--slow`. The victims are forked
 from a server process that has imported everything, so that a kill costs little and falls into the work.
 """
 import importlib.util, json, multiprocessing, os, random, shutil, signal, subprocess, time
@@ -117,6 +117,7 @@ def fetch(env, cache, counts, log):
     data.ZIP_BYTES = 0
     data.download(cache, counts)
 
+@pytest.mark.slow     # test_download.py drops the line, and goes on
 def test_download(start, tmp_path, request):
     "The same files; a call goes on behind the bytes that are there."
     pytest.importorskip('kagglehub')

@@ -138,7 +138,8 @@ def let_through(model, layer, x):
     return torch.cat(seen or [torch.ones(len(x), 1)], 1)
 
 
-@pytest.mark.parametrize('name', ['simple_cnn', 'resnet18_base', 'resnet18_best'])
+@pytest.mark.parametrize('name', ['simple_cnn', 'resnet18_base',
+                                  pytest.param('resnet18_best', marks=pytest.mark.slow)])
 def test_the_leaner_model_answers_and_looks_as_the_trained_one(runs, pictures, name):
     run = load_run(runs/name)
     trained, pixels = load_model(runs/name), read_some(pictures[::12], run.size)[0]
