@@ -325,7 +325,8 @@ def test_report(start, tmp_path):
     for name in ('settings.ini', 'setup.py', 'README.md', '.gitignore'): shutil.copy(here/name, project)
     for name in (*here.glob('nbs/*.css'), here/'nbs/links.lua'): shutil.copy(name, project/'nbs')
     names = [f'0{i}_part{i}.ipynb' for i in range(3)]
-    (project/'_quarto.yml').write_text('website:\n  site-url: https://example.org\n  sidebar:\n    contents:\n'
+    (project/'_quarto.yml').write_text('website:\n  title: It\n  description: A site\n  site-url: https://example.org\n'
+                                       '  sidebar:\n    contents:\n'
                                        + ''.join(f'      - {name}\n' for name in ['index.ipynb', *names]))
     for name in ['index.ipynb', *names]:
         cells = [nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page', id='a'),
