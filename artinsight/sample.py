@@ -209,9 +209,9 @@ def _counts(train, ai, test):
 # %% ../nbs/01_sample.ipynb #f70d91c3
 def _borrow(dest, counts, seed):
     "Copy what other samples of this seed have of one, whose pictures do not depend on how many there are."
-    others = list(cache_folder().glob(f'painted-sample-{VERSION}-*-{seed}'))
+    dest, others = _claim(dest, seed, None), list(cache_folder().glob(f'painted-sample-{VERSION}-*-{seed}'))
     for split, folder, n in zip(counts.split, counts.folder, counts.images):
-        (_claim(dest, seed, None) / split / folder).mkdir(parents=True)
+        (dest / split / folder).mkdir(parents=True)
         for number in range(n):
             path = Path(split, folder, painting(split, folder, number, seed)[0])
             there = next((other / path for other in others if (other / path).exists()), None)

@@ -329,7 +329,7 @@ def in_step(builder, folder, cells, monkeypatch):
     builder.write_contents(folder)
 
 
-@pytest.mark.parametrize('fault', [*list(FAULTS)[::2], pytest.param(list(FAULTS)[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize('fault', FAULTS)
 def test_a_planted_fault_spoils_the_pages_and_is_named(builder, tmp_path, monkeypatch, fault):
     """The faults that once kept the site from being published, and their kin, each in a folder of a project of two
     notebooks, the other of which is sound."""
